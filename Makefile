@@ -1,0 +1,71 @@
+# Everything that a fresh Debian or Ubuntu machine with Python 3.11 needs, by target.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+WORKDIR ?= runs/demo
+
+# PyTorch and open_clip are oracles of the tests; nothing else uses them.
+ORACLES := torch==2.13.0
+ORACLES_ALONE := open_clip_torch==3.3.0
+
+.PHONY: help install demo test lint types tests bench prepare lock clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/installed ## create the environment with the exact versions of requirements.lock
+
+demo: install ## train a small CLIP on the embedded dataset, evaluate it, write a report (5 minutes)
+	$(BIN)/clip-jax train --config experiments/demo.py --workdir $(WORKDIR)
+
+test: $(VENV)/test-installed lint types tests ## lint, types and tests (10 minutes)
+
+lint: $(VENV)/test-installed ## ruff: style and mistakes
+	$(BIN)/ruff check .
+
+types: $(VENV)/test-installed ## mypy
+	$(BIN)/mypy
+
+tests: $(VENV)/test-installed ## pytest
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/test-installed ## speed of the demo's step, the pipeline and the tokenizer
+	$(BIN)/python tools/bench/tokenizer.py
+	$(BIN)/python tools/bench/pipeline.py
+	$(BIN)/python tools/bench/step.py
+
+prepare: install ## fetch and prepare the real images of experiments/ (310 MB from Debian)
+	$(BIN)/python tools/prepare_data.py fashion-mnist data/fashion_mnist
+	$(BIN)/python tools/prepare_data.py clipart data/clipart
+
+lock: $(VENV)/test-installed ## write the lock files anew from setup.cfg
+	$(PIP) install pip-tools==7.6.2
+	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --no-annotate --no-header --strip-extras --output-file requirements.lock setup.cfg
+	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --no-annotate --no-header --strip-extras --constraint requirements.lock \
+	  --output-file requirements-test.lock requirements-test.in
+
+clean: ## remove the environment and the caches, not the runs
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The interpreter's own venv module is a package of its own on Debian and Ubuntu.
+$(BIN)/python:
+	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) is missing: apt-get install $(PYTHON), or make PYTHON=..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  [ "$$(id -u)" = 0 ] && apt-get install -y $(PYTHON)-venv && $(PYTHON) -m venv $(VENV); } || \
+	  { echo "no venv module: sudo apt-get install $(PYTHON)-venv"; exit 1; }
+
+$(VENV)/installed: requirements.lock setup.cfg pyproject.toml | $(BIN)/python
+	$(PIP) install --require-hashes --requirement requirements.lock
+	$(PIP) install --no-deps --editable .
+	@touch $@
+
+$(VENV)/test-installed: requirements-test.lock $(VENV)/installed
+	$(PIP) install --require-hashes --requirement requirements-test.lock
+	$(PIP) install $(ORACLES)
+	$(PIP) install --no-deps $(ORACLES_ALONE)
+	@touch $@

@@ -1,0 +1,254 @@
+"""Checkpoints: weights, the rest of the state, and a page of facts about them. Only user of orbax.
+
+A step's folder holds three items: `params`, `train` (everything else in the state) and `meta`
+(JSON: format, config, fingerprint of the data, tokenizer, and every leaf's shape, dtype and
+checksum). Orbax does not notice changed bits in array data, so the checksums are compared at
+every restore.
+"""
+
+import dataclasses
+import logging
+import math
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint import options as ocp_options
+
+FORMAT = 1
+_log = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+  """A checkpoint that cannot be written or used: which, why, what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+  """One checkpoint read back and found whole."""
+
+  step: int
+  params: Any
+  train: Any  # None when only the weights were asked for
+  meta: dict[str, Any]
+
+
+class Checkpoints:
+  """The checkpoints of one workdir, in its folder `checkpoints`.
+
+  Raises: CheckpointError when the folder is missing (`read_only`) or cannot be written.
+  """
+
+  def __init__(self, workdir: str | pathlib.Path, keep: int = 3, read_only: bool = False):
+    self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+    if read_only and not self.folder.is_dir():
+      raise CheckpointError(f"{workdir}: no checkpoints there ({self.folder} is not a folder)")
+    self.saved_step: int | None = None  # the last step known to be whole on the disk
+    self._pending: int | None = None
+    commit = ocp_options.AtomicityOptions(mode=ocp_options.AtomicityMode.COMMIT_FILE)
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=None if read_only else keep,
+      create=not read_only,
+      read_only=read_only,
+      cleanup_tmp_directories=not read_only,
+      atomicity_options=commit,
+    )
+    handlers = {
+      "params": ocp.StandardCheckpointHandler(),
+      "train": ocp.StandardCheckpointHandler(),
+      "meta": ocp.JsonCheckpointHandler(),
+    }
+    try:
+      self._manager = ocp.CheckpointManager(self.folder, item_handlers=handlers, options=options)
+    except OSError as error:
+      raise CheckpointError(
+        f"{self.folder}: cannot be written ({error.strerror or error})"
+      ) from error
+
+  def steps(self) -> list[int]:
+    """The committed steps, oldest first; partial and foreign folders are not among them."""
+    self._manager.reload()
+    return sorted(self._manager.all_steps())
+
+  def save(self, step: int, params: Any, train: Any, meta: dict[str, Any]) -> None:
+    """Starts writing in the background; the arrays may be donated once this returns.
+
+    Raises: CheckpointError when the previous save failed.
+    """
+    self.wait()
+    meta = {"format": FORMAT, **meta, "leaves": leaves({"params": params, "train": train})}
+    items = ocp.args.Composite(
+      params=ocp.args.StandardSave(params),
+      train=ocp.args.StandardSave(train),
+      meta=ocp.args.JsonSave(meta),
+    )
+    self._pending = step
+    self._checked(lambda: self._manager.save(step, args=items, force=True))
+
+  def poll(self) -> None:
+    """Reports a finished background save. Raises: CheckpointError when it failed."""
+    if self._pending is not None and not self._manager.is_saving_in_progress():
+      self.wait()
+
+  def wait(self) -> None:
+    """Waits for the save under way. Raises: CheckpointError when it failed."""
+    if self._pending is not None:
+      self._checked(self._manager.wait_until_finished)
+      self.saved_step, self._pending = self._pending, None
+
+  def _checked(self, call: Any) -> None:
+    try:
+      call()
+    except Exception as error:  # orbax lets through whatever its storage raised
+      step, self._pending = self._pending, None
+      kept = (
+        f"step {self.saved_step} is the last good one" if self.saved_step else "none is saved yet"
+      )
+      reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+      raise CheckpointError(
+        f"{self.folder}: step {step} could not be written ({reason}); {kept}. "
+        "Free space there or fix its permissions, then start the same command again"
+      ) from error
+
+  def close(self) -> None:
+    """Waits, then lets go. Call it before the process ends: an unfinished save is lost."""
+    try:
+      self.wait()
+    finally:
+      self._manager.close()
+
+  def meta(self, step: int) -> dict[str, Any]:
+    """The facts page of one step. Raises: CheckpointError when it cannot be read."""
+    try:
+      restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+    except Exception as error:
+      raise CheckpointError(
+        f"{self.folder / str(step)}: its meta cannot be read ({error})"
+      ) from error
+    if restored.meta.get("format") != FORMAT:
+      raise CheckpointError(
+        f"{self.folder / str(step)}: of format {restored.meta.get('format')}, not {FORMAT}"
+      )
+    return restored.meta
+
+  def restore(self, step: int, params: Any, train: Any = None) -> Restored:
+    """One step, onto the shapes, dtypes and shardings of `params` and `train` (None: weights only).
+
+    Raises: CheckpointError; its subclass Mismatch when another model or optimizer wrote it.
+    """
+    meta = self.meta(step)
+    wanted = {"params": params} | ({} if train is None else {"train": train})
+    _check_structure(self.folder / str(step), meta["leaves"], wanted)
+    items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+    try:
+      restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+    except Exception as error:
+      raise CheckpointError(
+        f"{self.folder / str(step)}: cannot be read ({_first_line(error)})"
+      ) from error
+    found = leaves({name: restored[name] for name in wanted})
+    damaged = [name for name in found if found[name] != meta["leaves"][name]]
+    if damaged:
+      raise CheckpointError(
+        f"{self.folder / str(step)}: damaged, checksum differs in {_some(damaged)}"
+      )
+    return Restored(step, restored["params"], None if train is None else restored["train"], meta)
+
+  def restore_latest(self, params: Any, train: Any = None) -> Restored | None:
+    """The newest whole step, or None when there is none yet; damaged ones are passed over, loudly.
+
+    When training goes on from it, folders of later steps are moved to `checkpoints_damaged`, so
+    those steps can be saved again.
+    Raises: CheckpointError when there are checkpoints and none is whole; Mismatch at once.
+    """
+    found, steps = None, self.steps()
+    for step in reversed(steps):
+      try:
+        found = self.restore(step, params, train)
+        break
+      except Mismatch:
+        raise
+      except CheckpointError as error:
+        _log.warning("%s; falling back to the step before", error)
+    if found is None and steps:
+      raise CheckpointError(
+        f"{self.folder}: none of the steps {steps} is whole; start in a new workdir"
+      )
+    if train is not None:
+      self._set_aside_after(found.step if found else -1)
+      self.saved_step = found.step if found else None
+    return found
+
+  def _set_aside_after(self, step: int) -> None:
+    aside = self.folder.with_name("checkpoints_damaged")
+    for folder in sorted(self.folder.iterdir()):
+      if folder.name.isdecimal() and int(folder.name) > step:
+        aside.mkdir(exist_ok=True)
+        target = aside / f"{folder.name}-{sum(1 for _ in aside.iterdir())}"
+        _log.warning("%s is not a whole checkpoint; moved to %s", folder, target)
+        folder.rename(target)
+    self._manager.reload()
+
+
+class Mismatch(CheckpointError):
+  """The checkpoint is whole, but of another model, optimizer or run."""
+
+
+def _check_structure(where: pathlib.Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+  """Every leaf must be there with its shape and dtype: orbax would cast silently."""
+  expected = {name: [list(x.shape), str(x.dtype)] for name, x in _named(wanted)}
+  have = {name: value[:2] for name, value in saved.items() if name.split("/")[0] in wanted}
+  problems = [f"{name} is not in it" for name in expected.keys() - have.keys()]
+  problems += [f"{name} is in it and not in this model" for name in have.keys() - expected.keys()]
+  for name in expected.keys() & have.keys():
+    if expected[name] != have[name]:
+      problems.append(f"{name} is {have[name]}, this model has {expected[name]}")
+  if problems:
+    raise Mismatch(f"{where}: of another model or optimizer: {_some(sorted(problems), 12)}")
+
+
+def leaves(tree: Any) -> dict[str, list[Any]]:
+  """Each leaf's [shape, dtype, checksum]; the same on any mesh."""
+  named = _named(tree)
+  sums = jax.device_get(_checksums([leaf for _, leaf in named]))
+  return {
+    name: [list(leaf.shape), str(leaf.dtype), int(checksum)]
+    for (name, leaf), checksum in zip(named, sums, strict=True)
+  }
+
+
+def _named(tree: Any) -> list[tuple[str, Any]]:
+  paths = jax.tree_util.tree_leaves_with_path(tree)
+  return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in paths]
+
+
+@jax.jit
+def _checksums(arrays: list[jax.Array]) -> list[jax.Array]:
+  """A uint32 a leaf that any single changed element changes.
+
+  Each element's bits are multiplied by an odd number that depends on its position; a change of
+  one element by d != 0 moves the sum by d times an odd number, which is not 0 modulo 2^32.
+  """
+  return [_checksum(array) for array in arrays]
+
+
+def _checksum(array: jax.Array) -> jax.Array:
+  unsigned = jnp.dtype(f"uint{array.dtype.itemsize * 8}")
+  bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
+  index = jnp.zeros(array.shape, jnp.uint32)
+  for axis in range(array.ndim):
+    stride = math.prod(array.shape[axis + 1 :]) % 2**32
+    index += jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis) * jnp.uint32(stride)
+  weight = (index * jnp.uint32(2654435761)) | jnp.uint32(1)
+  return jnp.sum(bits * weight, dtype=jnp.uint32)
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+  rest = len(names) - limit
+  return "; ".join(names[:limit]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]

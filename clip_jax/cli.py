@@ -1,0 +1,247 @@
+"""`clip-jax VERB`: each verb a thin function over one module."""
+
+import argparse
+import functools
+import json
+import logging
+import os
+import pathlib
+import runpy
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import rich.console
+import rich.table
+
+_EPILOG = """\
+examples:
+  clip-jax train --config experiments/demo.py --workdir runs/demo --config.steps=500
+  clip-jax evaluate --weights runs/demo
+  clip-jax classify photo.png --labels "a cat,a dog" --weights runs/demo
+  clip-jax embed --weights runs/demo --texts "a red circle" --output texts.npy
+"""
+
+
+class UsageError(ValueError):
+  """A command line that cannot be carried out."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs one verb. Returns: the exit code, 2 after an error that is told in one line."""
+  options, rest = _parser().parse_known_args(arguments)
+  overrides = [word for word in rest if word.startswith("--config.")]
+  unknown = [word for word in rest if word not in overrides]
+  logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+  logging.getLogger("absl").setLevel(logging.ERROR)
+  try:
+    if unknown or (overrides and options.verb != "train"):
+      words = " ".join(unknown or overrides)
+      raise UsageError(f"unknown option: {words}; see clip-jax {options.verb} --help")
+    return _VERBS[options.verb](options, overrides)
+  except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    return 130
+  except Exception as error:
+    if options.debug:
+      raise
+    print(f"error: {_one_line(error)}", file=sys.stderr)
+    return 2
+
+
+def _one_line(error: Exception) -> str:
+  """What went wrong, without a stack trace; a foreign error also says where to look."""
+  if isinstance(error, OSError) and error.strerror:
+    return f"{error.filename or 'input or output'}: {error.strerror}"
+  text = " ".join(str(error).split()) or type(error).__name__
+  foreign = not type(error).__module__.startswith("clip_jax") and not isinstance(error, ValueError)
+  return f"{type(error).__name__}: {text} (--debug shows where)" if foreign else text
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="clip-jax",
+    description="CLIP in JAX: train on image-text pairs, evaluate, classify, embed.",
+    epilog=_EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+  add = functools.partial(verbs.add_parser, allow_abbrev=False)
+  common = argparse.ArgumentParser(add_help=False)
+  common.add_argument("--json", action="store_true", help="print JSON for programs, not a table")
+  common.add_argument("--debug", action="store_true", help="show the stack trace of an error")
+  weights = argparse.ArgumentParser(add_help=False)
+  weights.add_argument("--weights", required=True, metavar="DIR", help="a workdir with checkpoints")
+
+  train = add(
+    "train",
+    parents=[common],
+    help="train from a config file, or go on with a workdir",
+    description="Trains, evaluates and writes a report. The same command on the same workdir goes "
+    "on from its newest checkpoint. A config file is Python code and is executed.",
+  )
+  train.add_argument(
+    "--config", required=True, metavar="FILE", help="experiment file with get_config()"
+  )
+  train.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints, metrics, report")
+  train.add_argument(
+    "--accept-changes",
+    action="store_true",
+    help="go on from a checkpoint although its config or data differ from this run's",
+  )
+  train.add_argument(
+    "--config.KEY",
+    dest="_",
+    metavar="VALUE",
+    help="override a value of the config, e.g. --config.steps=100",
+  )
+
+  evaluate = add(
+    "evaluate",
+    parents=[common, weights],
+    help="run a checkpoint's evaluation tasks",
+    description="Zero-shot classification and retrieval on the tasks of the run's config.",
+  )
+  evaluate.add_argument("--report", metavar="FILE", help="also write the HTML report here")
+
+  classify = verbs.add_parser(
+    allow_abbrev=False,
+    name="classify",
+    parents=[common, weights],
+    help="zero-shot labels for images",
+  )
+  classify.add_argument("images", nargs="+", metavar="IMAGE")
+  classify.add_argument("--labels", required=True, help='comma-separated, e.g. "a cat,a dog"')
+  classify.add_argument(
+    "--template",
+    action="append",
+    metavar="TEXT",
+    help='prompt with {} for the label, may be repeated; default "{}": the labels as they are',
+  )
+
+  embed = verbs.add_parser(
+    allow_abbrev=False,
+    name="embed",
+    parents=[common, weights],
+    help="embeddings of images and texts",
+  )
+  embed.add_argument("images", nargs="*", metavar="IMAGE")
+  embed.add_argument("--texts", action="append", default=[], metavar="TEXT", help="may be repeated")
+  embed.add_argument(
+    "--output", metavar="FILE.npy", help="float32 [N, E], images first, then texts"
+  )
+  return parser
+
+
+def _console(options: argparse.Namespace) -> rich.console.Console:
+  """People read standard output, unless it carries JSON."""
+  return rich.console.Console(stderr=options.json)
+
+
+def _print(options: argparse.Namespace, table: rich.table.Table, value: Any) -> None:
+  if options.json:
+    print(json.dumps(value))
+  else:
+    rich.console.Console().print(table)
+
+
+def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+  from clip_jax import metrics, summary, train
+  from clip_jax.evaluation import report
+
+  config = load_config(options.config, overrides)
+  workdir, console = pathlib.Path(options.workdir), _console(options)
+  if not train.train(config, workdir, console, options.accept_changes):
+    step = metrics.read(workdir)[-1]["step"]
+    console.print(f"stopped at step {step} and saved in {workdir}; the same command continues")
+    return 0
+  facts, results = summary.finish(workdir, workdir / "report.html")
+  _print(options, report.table(results), facts)
+  console.print(f"report: {workdir / 'report.html'}")
+  return 0
+
+
+def load_config(path: str, overrides: Sequence[str]) -> Any:
+  """Executes an experiment file, applies `--config.KEY=VALUE`, and checks the result.
+
+  Raises: UsageError or ConfigError naming the key, with the nearest one that exists.
+  """
+  from absl import flags
+  from ml_collections import config_flags
+
+  from clip_jax import config as config_lib
+
+  if not pathlib.Path(path).is_file():
+    raise UsageError(f"{path}: no such config file")
+  experiment = runpy.run_path(path)
+  if "get_config" not in experiment:
+    raise UsageError(f"{path}: no function get_config() in it")
+  values, words = flags.FlagValues(), ["clip-jax", *overrides]
+  try:
+    config_flags.DEFINE_config_dict(
+      "config", experiment["get_config"](), flag_values=values, sys_argv=words
+    )
+    values(words)
+  except (flags.Error, AttributeError, LookupError, TypeError) as error:
+    text = str(error).strip("'\"").replace("\\'", "'").replace("\\n", "; ")
+    raise UsageError(f"{path} with {' '.join(overrides)}: {text}") from error
+  return config_lib.parse(values["config"].value)
+
+
+def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
+  from clip_jax import summary
+  from clip_jax.evaluation import report
+
+  page = pathlib.Path(options.report) if options.report else None
+  facts, results = summary.finish(pathlib.Path(options.weights), page)
+  _print(options, report.table(results), facts)
+  return 0
+
+
+def _classify(options: argparse.Namespace, _: Sequence[str]) -> int:
+  from clip_jax import inference
+
+  labels = [label.strip() for label in options.labels.split(",") if label.strip()]
+  if not labels:
+    raise UsageError("--labels: none given")
+  model = inference.load(options.weights)
+  probabilities_NC = model.classify(options.images, labels, options.template or ("{}",))
+  table = rich.table.Table("image", *labels)
+  value = []
+  for image, row in zip(options.images, probabilities_NC, strict=True):
+    table.add_row(image, *(f"{p:.1%}" for p in row))
+    value.append({"image": image, "probabilities": dict(zip(labels, row.tolist(), strict=True))})
+  _print(options, table, value)
+  return 0
+
+
+def _embed(options: argparse.Namespace, _: Sequence[str]) -> int:
+  import numpy as np
+
+  from clip_jax import inference
+
+  if not options.images and not options.texts:
+    raise UsageError("nothing to embed: give images, or --texts")
+  model = inference.load(options.weights)
+  embeddings_NE = np.concatenate(
+    [model.encode_image(options.images), model.encode_text(options.texts)]
+  )
+  inputs = [*options.images, *options.texts]
+  if options.output:
+    temporary = pathlib.Path(options.output + ".tmp")
+    with temporary.open("wb") as file:
+      np.save(file, embeddings_NE)
+    os.replace(temporary, options.output)
+  table = rich.table.Table("input", "embedding")
+  for name, row in zip(inputs, embeddings_NE, strict=True):
+    table.add_row(name, " ".join(f"{x:+.3f}" for x in row[:6]) + " ...")
+  pairs = zip(inputs, embeddings_NE.tolist(), strict=True)
+  _print(options, table, [{"input": name, "embedding": row} for name, row in pairs])
+  return 0
+
+
+_VERBS = {"train": _train, "evaluate": _evaluate, "classify": _classify, "embed": _embed}
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,253 @@
+"""Every knob of a run, with its unit: frozen dataclasses, and the one `parse` from a ConfigDict.
+
+An experiment file describes its run as a `Config` and hands it over as a `ConfigDict`, in which the
+command line overrides single values (`--config.optimizer.learning_rate=1e-3`); `parse` turns it
+back into a checked `Config`.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import ml_collections
+
+
+class ConfigError(ValueError):
+  """A config that cannot be used: which key, what it holds, what it should hold."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Vision:
+  """The Vision Transformer image encoder."""
+
+  resolution: int = 224  # pixels, square
+  patch: int = 32  # pixels, square
+  # "patch": one linear map of each patch, as published; "convolution": 3x3 convolutions of stride 2
+  stem: Literal["patch", "convolution"] = "patch"
+  width: int = 768
+  layers: int = 12
+  heads: int = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """The causal text encoder."""
+
+  context_length: int = 77  # tokens, start and end included
+  vocab_size: int = 49408
+  width: int = 512
+  layers: int = 12
+  heads: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """Two encoders into one embedding space. The activation is part of every checkpoint."""
+
+  image: Vision = Vision()
+  text: Text = Text()
+  embed_dim: int = 512
+  activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+  compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU
+  scan_layers: bool = False  # one compiled block for all layers; same values
+  remat: bool = False  # recompute blocks in the backward pass; same values, less memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+  """What turns a decoded image into the encoder's input. Stored with the weights."""
+
+  mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+  std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+  train_short_side: int = 0  # pixels before the random square crop; 0: the resolution
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """One set of image-text pairs."""
+
+  kind: Literal["scenes", "digits", "array_record"] = "array_record"
+  path: str = ""  # folder with a manifest.json, for array_record
+  split: str = "train"
+  weight: float = 1.0  # share of the mixture, relative to the other sources
+  records: int = 0  # how many scenes to draw; 0: all that the source has
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """What the training batches are made of."""
+
+  sources: tuple[Source, ...] = ()
+  batch_pairs: int = 256  # global batch
+  # "train": a vocabulary of text.vocab_size on the sources' own captions, at the first start
+  tokenizer: Literal["original", "train"] = "original"
+  workers: int = 0  # processes a host; 0: threads of the trainer itself
+  threads: int = 2  # decoding threads where workers = 0
+  prefetch_batches: int = 4
+  max_bad_fraction: float = 0.001  # of the records seen; past it (and past 10) the run stops
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """AdamW with linear warm-up and cosine decay to zero. Source: Table 18."""
+
+  learning_rate: float = 5e-4
+  warmup_steps: int = 2000
+  weight_decay: float = 0.2  # on matrices only
+  beta1: float = 0.9
+  beta2: float = 0.98
+  epsilon: float = 1e-6
+  clip_gradient_norm: float = 0.0  # 0: off
+  max_logit_scale: float = 100.0
+  skip_spike_sigma: float = 0.0  # skip a step whose gradient norm is this far out; 0: log only
+  max_skipped_in_row: int = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One evaluation: a zero-shot classification or a retrieval over a held-out source."""
+
+  name: str = ""
+  kind: Literal["zero_shot", "retrieval"] = "zero_shot"
+  source: Source = Source()
+  prompts: str = ""  # a name in evaluation/prompts.py, for zero_shot
+  limit: int = 0  # first records only; 0: all
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  tasks: tuple[Task, ...] = ()
+  every_steps: int = 0  # 0: only at the end
+  batch: int = 256  # images or texts encoded at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  every_steps: int = 1000
+  keep: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  name: str = ""
+  seed: int = 0
+  steps: int = 0
+  log_every_steps: int = 20
+  model: Model = Model()
+  preprocess: Preprocess = Preprocess()
+  data: Data = Data()
+  optimizer: Optimizer = Optimizer()
+  evaluation: Evaluation = Evaluation()
+  checkpoint: Checkpoint = Checkpoint()
+
+
+def to_config_dict(config: Config) -> ml_collections.ConfigDict:
+  """The locked ConfigDict that an experiment file's `get_config` returns."""
+  return ml_collections.ConfigDict(to_dict(config)).lock()
+
+
+def to_dict(config: Any) -> Any:
+  """Nested plain dicts and lists: what JSON holds. Inverse of `parse`."""
+  if dataclasses.is_dataclass(config):
+    return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+  if isinstance(config, tuple):
+    return [to_dict(value) for value in config]
+  return config
+
+
+def parse(tree: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
+  """ConfigDict or plain nested dict -> Config.
+
+  Raises: ConfigError naming every unknown key, missing key and wrong type at once.
+  """
+  problems: list[str] = []
+  config = _parse(Config, tree, "config", problems)
+  if not problems:
+    problems = _contradictions(config)
+  if problems:
+    raise ConfigError("; ".join(problems))
+  return config
+
+
+def _parse(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+  """Checks `value` against the annotation `kind`; collects what is wrong in `problems`."""
+  origin = typing.get_origin(kind)
+  if dataclasses.is_dataclass(kind):
+    return _parse_dataclass(kind, value, where, problems)
+  if origin is tuple:
+    if not isinstance(value, (list, tuple)):
+      problems.append(f"{where}: expected a list, got {value!r}")
+      return ()
+    inner = typing.get_args(kind)
+    kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
+    if len(kinds) != len(value):
+      problems.append(f"{where}: expected {len(kinds)} values, got {len(value)}")
+      return ()
+    pairs = enumerate(zip(kinds, value, strict=True))
+    return tuple(_parse(k, v, f"{where}[{i}]", problems) for i, (k, v) in pairs)
+  if origin is Literal:
+    if value not in typing.get_args(kind):
+      choices = ", ".join(map(repr, typing.get_args(kind)))
+      problems.append(f"{where}: {value!r} is none of {choices}")
+    return value
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    problems.append(f"{where}: expected {kind.__name__}, got {value!r}")
+  return value
+
+
+def _parse_dataclass(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+  if not isinstance(value, (Mapping, ml_collections.ConfigDict)):
+    problems.append(f"{where}: expected the keys of {kind.__name__}, got {value!r}")
+    return kind()
+  hints = typing.get_type_hints(kind)
+  for key in value:
+    if key not in hints:
+      near = difflib.get_close_matches(key, hints, n=1)
+      problems.append(
+        f"{where}.{key}: no such key" + (f"; did you mean {near[0]!r}?" if near else "")
+      )
+  missing = [key for key in hints if key not in value]
+  problems.extend(f"{where}.{key}: missing" for key in missing)
+  fields = {k: _parse(hints[k], value[k], f"{where}.{k}", problems) for k in hints if k in value}
+  return kind(**fields)
+
+
+def _contradictions(config: Config) -> list[str]:
+  """What types cannot say: values that are each legal but not together."""
+  image, text, found = config.model.image, config.model.text, []
+  if image.stem == "convolution" and image.patch & (image.patch - 1):
+    found.append(f"config.model.image.patch: {image.patch} is no power of two")
+  if image.resolution % image.patch:
+    found.append(
+      f"config.model.image.patch: {image.patch} does not divide resolution {image.resolution}"
+    )
+  for name, encoder in (("image", image), ("text", text)):
+    if encoder.width % encoder.heads:
+      found.append(
+        f"config.model.{name}.heads: {encoder.heads} does not divide width {encoder.width}"
+      )
+  positive = types.MappingProxyType(
+    {
+      "config.data.batch_pairs": config.data.batch_pairs,
+      "config.log_every_steps": config.log_every_steps,
+      "config.checkpoint.every_steps": config.checkpoint.every_steps,
+      "config.checkpoint.keep": config.checkpoint.keep,
+      "config.evaluation.batch": config.evaluation.batch,
+    }
+  )
+  found.extend(
+    f"{key}: must be at least 1, is {value}" for key, value in positive.items() if value < 1
+  )
+  short = config.preprocess.train_short_side
+  if short and short < image.resolution:
+    found.append(
+      f"config.preprocess.train_short_side: {short} is under the resolution {image.resolution}"
+    )
+  if config.data.sources and sum(s.weight for s in config.data.sources) <= 0:
+    found.append("config.data.sources: the weights sum to zero")
+  return found

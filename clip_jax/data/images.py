@@ -1,0 +1,180 @@
+"""Decode, resize, crop, normalise: from the bytes of a file to the encoder's input.
+
+Decoding is strict: every kind of image has a stated result, or an error that says why not.
+Sources: sections 2.3 and 2.5; openai/CLIP `clip.py` (torchvision's Resize and CenterCrop on
+Pillow images, whose rounding is kept).
+"""
+
+import io
+import os
+import pathlib
+import struct
+import warnings
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # never EPS: it would start Ghostscript
+MAX_PIXELS = 50_000_000
+MAX_SIDE = 20_000
+MAX_BYTES = 200_000_000
+
+# All that Pillow's decoders raise on damaged or hostile files.
+_DECODER_ERRORS = (
+  OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError,
+  AttributeError, NotImplementedError, MemoryError, struct.error, zlib.error,
+)  # fmt: skip
+
+
+class ImageError(ValueError):
+  """An image that cannot be used. `cause` is one word, for counts."""
+
+  def __init__(self, cause: str, message: str):
+    super().__init__(message)
+    self.cause = cause
+
+  def __reduce__(self) -> tuple[Any, ...]:
+    return ImageError, (self.cause, str(self))
+
+
+def decode(data: bytes) -> Image.Image:
+  """The bytes of a file -> a Pillow image in mode RGB.
+
+  16-bit grey is scaled to 8 bits (a plain conversion would saturate); transparency is composited
+  on white; CMYK, palettes, grey and 1-bit are converted; of an animation the first frame counts;
+  EXIF orientation is not applied (as in the original).
+  Raises: ImageError, with cause "too_large", "empty", "unreadable", "truncated" or "mode".
+  """
+  if not data:
+    raise ImageError("empty", "no bytes at all")
+  if len(data) > MAX_BYTES:
+    raise ImageError("too_large", f"{len(data):,} bytes, over the limit of {MAX_BYTES:,}")
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    try:
+      image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+      raise ImageError("too_large", f"over {MAX_PIXELS:,} pixels by far ({error})") from error
+    except _DECODER_ERRORS as error:
+      kinds = ", ".join(FORMATS)
+      raise ImageError("unreadable", f"not an image of a kind that is read ({kinds})") from error
+    width, height = image.size  # known from the header, before a pixel is decoded
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+      raise ImageError(
+        "too_large", f"{width} x {height} pixels, over {MAX_PIXELS:,} or a side over {MAX_SIDE:,}"
+      )
+    if min(width, height) < 1:
+      raise ImageError("empty", f"{width} x {height} pixels")
+    try:
+      image.load()
+    except _DECODER_ERRORS as error:
+      raise ImageError("truncated", f"cannot be decoded to its end ({error})") from error
+    return _rgb(image)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+  """Any mode -> RGB, by the rules of `decode`."""
+  mode = image.mode
+  if mode.startswith("I;16") or mode == "I":
+    grey = np.asarray(image)
+    if mode == "I" and (grey.min() < 0 or grey.max() > 65535):
+      raise ImageError("mode", "32-bit integer pixels, whose range is not known")
+    return Image.fromarray(np.round(grey / 257).astype(np.uint8)).convert("RGB")
+  if mode == "F":
+    raise ImageError("mode", "floating-point pixels, whose range is not known")
+  if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    layer = image.convert("RGBA")
+    white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, layer).convert("RGB")
+  return image.convert("RGB")
+
+
+def as_image(source: Any) -> Image.Image:
+  """A path, the bytes of a file, uint8 [H, W, 3], or a Pillow image -> an image in mode RGB.
+
+  Raises: ImageError, naming the file where there is one.
+  """
+  if isinstance(source, Image.Image):
+    try:
+      source.load()
+      return _rgb(source)
+    except OSError as error:
+      raise ImageError("truncated", f"cannot be decoded to its end ({error})") from error
+  if isinstance(source, np.ndarray):
+    if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+      raise ImageError(
+        "mode", f"an array must be uint8 [H, W, 3], not {source.dtype} {source.shape}"
+      )
+    if 0 in source.shape:
+      raise ImageError("empty", f"an array of shape {source.shape} has no pixels")
+    return Image.fromarray(source)
+  if isinstance(source, bytes):
+    return decode(source)
+  if not isinstance(source, (str, os.PathLike)):
+    kinds = "a path, bytes, a PIL image or uint8 [H, W, 3]"
+    raise ImageError("unreadable", f"{type(source).__name__} is no image: give {kinds}")
+  return _from_file(pathlib.Path(source))
+
+
+def _from_file(path: pathlib.Path) -> Image.Image:
+  try:
+    if path.stat().st_size > MAX_BYTES:
+      raise ImageError("too_large", f"{path}: over the limit of {MAX_BYTES:,} bytes")
+    data = path.read_bytes()
+  except OSError as error:
+    raise ImageError("unreadable", f"{path}: {error.strerror or error}") from error
+  try:
+    return decode(data)
+  except ImageError as error:
+    raise ImageError(error.cause, f"{path}: {error}") from error
+
+
+def fit(
+  image: Image.Image,
+  resolution: int,
+  short_side: int = 0,
+  rng: np.random.Generator | None = None,
+) -> np.ndarray:
+  """Resizes the short side, bicubic, then crops a square: uint8 [R, R, 3].
+
+  Args: short_side, in pixels after the resize, 0 for `resolution`; rng, for a random square (the
+    paper's only augmentation, section 2.3), None for the central one (evaluation).
+  Raises: ValueError when the short side is under the resolution; ImageError when the long side
+    would pass the limit of pixels.
+  """
+  short = short_side or resolution
+  if short < resolution:
+    raise ValueError(f"short_side {short} is under the resolution {resolution}")
+  width, height = image.size
+  if min(width, height) != short:
+    # torchvision's Resize: the long side is truncated, not rounded
+    scale = (short, int(short * height / width)) if width <= height else (
+      int(short * width / height), short
+    )  # fmt: skip
+    if scale[0] * scale[1] > MAX_PIXELS:
+      raise ImageError(
+        "too_large", f"{width} x {height} pixels would become {scale[0]} x {scale[1]}"
+      )
+    image = image.resize(scale, Image.Resampling.BICUBIC)
+    width, height = scale
+  if rng is None:
+    # torchvision's CenterCrop: half-way cases go to the even number
+    left, top = round((width - resolution) / 2), round((height - resolution) / 2)
+  else:
+    left, top = (int(rng.integers(side - resolution + 1)) for side in (width, height))
+  if (width, height) != (resolution, resolution):
+    image = image.crop((left, top, left + resolution, top + resolution))
+  return np.array(image)
+
+
+def normalise(image_BRR3: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+  """Pixels 0 to 255 [B, R, R, 3] -> float32, (x / 255 - mean) / std by channel, on the device."""
+  by_channel = (1, 1, 1, 3)
+  mean_1113 = jnp.asarray(mean, jnp.float32).reshape(by_channel)
+  std_1113 = jnp.asarray(std, jnp.float32).reshape(by_channel)
+  return (image_BRR3.astype(jnp.float32) / 255.0 - mean_1113) / std_1113

@@ -1,0 +1,255 @@
+"""Sources -> mixture -> shuffle -> transform -> this host's rows of step n's batch -> global array.
+
+Data is addressed by step: the batch of step n is a pure function of (sources, seed, batch size, n),
+whatever the number of hosts, workers and restarts. There is no position to save.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import logging
+import queue
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from clip_jax import config as config_lib
+from clip_jax.data import images, records, scenes
+from clip_jax.data.tokenizer import Tokenizer
+
+_TRANSFORM_VERSION = 1  # raise it whenever the same record would give another example
+_STALL_SECONDS = 600.0  # a loader that gives nothing for this long is taken for dead
+_PR_SET_PDEATHSIG = 1
+_log = logging.getLogger(__name__)
+
+
+class DataError(RuntimeError):
+  """The data cannot be trained on: the loader hangs, or too many records are bad."""
+
+
+def open_source(source: config_lib.Source, resolution: int, seed: int) -> records.RecordSource:
+  """The records that a config's source names; drawn ones at `resolution` pixels."""
+  if source.kind == "scenes":
+    if source.records < 1:
+      raise ValueError(
+        "config.data.sources: kind 'scenes' needs records, the number of scenes to draw"
+      )
+    return scenes.Scenes(source.split, source.records, seed, max(resolution, 32))
+  if source.kind == "digits":
+    return scenes.Digits(source.split, max(resolution, 32))
+  return records.ArrayRecordSource(source.path, source.split)
+
+
+@dataclasses.dataclass(frozen=True)
+class ToExample:
+  """One decoded record -> one training example: a random square crop and one of its captions."""
+
+  tokenizer: Tokenizer
+  context_length: int
+  resolution: int
+  short_side: int
+  source: int
+
+  def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    caption = record["captions"][rng.integers(len(record["captions"]))]
+    image = images.fit(images.as_image(record["image"]), self.resolution, self.short_side, rng)
+    return {
+      "image": image,
+      "tokens": self.tokenizer(caption, self.context_length, truncate=True)[0],
+      "bad": np.int32(record["bad"]),
+      "source": np.int32(self.source),
+      "record": np.int64(record["index"]),
+    }
+
+
+def example_dataset(
+  config: config_lib.Config, sources: Sequence[records.RecordSource], tokenizer: Tokenizer
+) -> grain.MapDataset:
+  """The endless sequence of training examples; element i is the same on every host and restart.
+
+  Each source is shuffled anew every epoch and seen exactly once an epoch; sources are
+  interleaved in the proportion of their weights.
+  """
+  parts, weights = [], []
+  for i, (source, settings) in enumerate(zip(sources, config.data.sources, strict=True)):
+    if settings.weight <= 0:
+      continue
+    to_example = ToExample(
+      tokenizer,
+      config.model.text.context_length,
+      config.model.image.resolution,
+      config.preprocess.train_short_side,
+      i,
+    )
+    part = grain.MapDataset.source(records.ResilientSource(source)).seed(config.seed + i)
+    parts.append(part.shuffle().repeat().random_map(to_example))
+    weights.append(settings.weight)
+  return grain.MapDataset.mix(parts, weights) if len(parts) > 1 else parts[0]
+
+
+def host_batches(
+  config: config_lib.Config,
+  sources: Sequence[records.RecordSource],
+  tokenizer: Tokenizer,
+  start_step: int = 0,
+  host: int = 0,
+  hosts: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+  """This host's rows of the batches of steps `start_step`, `start_step + 1`, ... without end.
+
+  Yields: image uint8 [B / hosts, R, R, 3], tokens int32 [B / hosts, L], and int [B / hosts]
+    `bad` (cause code, 0 where the record was good), `source` and `record` (where it stands).
+  Raises: ValueError when the hosts cannot share the batch evenly.
+  """
+  if config.data.batch_pairs % hosts:
+    raise ValueError(
+      f"config.data.batch_pairs: {config.data.batch_pairs} does not split over {hosts} hosts"
+    )
+  batches = example_dataset(config, sources, tokenizer).batch(config.data.batch_pairs // hosts)
+  mine = batches[host + start_step * hosts :: hosts]
+  workers, prefetch = config.data.workers, config.data.prefetch_batches
+  threads = 1 if workers else config.data.threads
+  stream = mine.to_iter_dataset(
+    grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+  )
+  if workers:
+    if not flags.FLAGS.is_parsed():  # grain's workers read absl's flags, which only absl.app parses
+      flags.FLAGS.mark_as_parsed()
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
+    stream = stream.mp_prefetch(options, worker_init_fn=_start_worker)
+  return iter(stream)
+
+
+def _start_worker(worker: int, workers: int) -> None:
+  """Workers leave signals to the trainer, and die with it."""
+  del worker, workers
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def fingerprint(
+  config: config_lib.Config, sources: Sequence[records.RecordSource], tokenizer: Tokenizer
+) -> dict[str, Any]:
+  """All that decides what the batch of step n holds, field by field, for a checkpoint to keep."""
+  settings = zip(sources, config.data.sources, strict=True)
+  return {
+    "sources": [[source.fingerprint, len(source), s.weight] for source, s in settings],
+    "seed": config.seed,
+    "batch_pairs": config.data.batch_pairs,
+    "tokenizer": tokenizer.fingerprint,
+    "context_length": config.model.text.context_length,
+    "resolution": config.model.image.resolution,
+    "train_short_side": config.preprocess.train_short_side,
+    "transform_version": _TRANSFORM_VERSION,
+  }
+
+
+def captions(sources: Sequence[records.RecordSource], limit: int = 20_000) -> Iterator[str]:
+  """The captions of an evenly spaced sample of each source: what a vocabulary is trained on."""
+  for source in sources:
+    for i in range(0, len(source), max(1, len(source) // limit)):
+      with contextlib.suppress(records.RecordError, OSError):  # training will replace and count it
+        yield from source[i].captions
+
+
+class BadRecords:
+  """How many records of a run were bad and replaced, and the first ten by name.
+
+  Each host names what it sees itself; the counts are of all hosts and survive a restart.
+  """
+
+  def __init__(
+    self,
+    sources: Sequence[records.RecordSource],
+    config: config_lib.Data,
+    bad_records: int = 0,
+    seen_records: int = 0,
+  ):
+    self._sources, self._max_fraction = sources, config.max_bad_fraction
+    self._bad, self._seen = bad_records, seen_records
+    self._names: list[str] = []
+
+  def name(self, batch: dict[str, np.ndarray]) -> None:
+    """Notes which records of this host's batch were replaced, and why."""
+    for i in np.flatnonzero(batch["bad"])[: 10 - len(self._names)]:
+      source = self._sources[batch["source"][i]]
+      cause = records.CAUSES[batch["bad"][i]]
+      self._names.append(f"{source.locate(int(batch['record'][i]))} ({cause})")
+      _log.warning("bad record replaced: %s", self._names[-1])
+
+  def count(self, bad: int, seen: int) -> None:
+    """Adds one global batch. Raises: DataError past the limit of the config."""
+    self._bad, self._seen = self._bad + bad, self._seen + seen
+    if self._bad > max(10, self._max_fraction * self._seen):
+      raise DataError(
+        f"{self._bad} of {self._seen} records are bad, over config.data.max_bad_fraction "
+        f"({self._max_fraction:g}); the first on this host: {'; '.join(self._names)}"
+      )
+
+  def counts(self) -> dict[str, int]:
+    """For a checkpoint to keep."""
+    return {"bad_records": self._bad, "seen_records": self._seen}
+
+
+class Prefetcher:
+  """Runs `batches` through `place` in a thread, a few ahead, and measures what the loop waits.
+
+  An exception of the loader reaches the consumer and ends the stream for good (a loader that
+  raised once has lost records, so it is never asked again).
+  """
+
+  def __init__(
+    self, batches: Iterator[Any], place: Any, depth: int, stall_seconds: float = _STALL_SECONDS
+  ):
+    self.wait_seconds = 0.0  # spent in next(), in total
+    self._queue: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
+    self._stall_seconds = stall_seconds
+    self._closed = threading.Event()
+    self._thread = threading.Thread(target=self._fill, args=(batches, place), daemon=True)
+    self._thread.start()
+
+  def _fill(self, batches: Iterator[Any], place: Any) -> None:
+    try:
+      for batch in batches:
+        self._put((place(batch), None))
+        if self._closed.is_set():
+          return
+      raise RuntimeError("the loader ended, though training data repeats without end")
+    except BaseException as error:  # carried to the consumer, which ends the run
+      self._put((None, error))
+
+  def _put(self, item: tuple[Any, BaseException | None]) -> None:
+    while not self._closed.is_set():
+      try:
+        self._queue.put(item, timeout=0.2)
+        return
+      except queue.Full:
+        continue
+
+  def __iter__(self) -> "Prefetcher":
+    return self
+
+  def __next__(self) -> Any:
+    start = time.perf_counter()
+    try:
+      batch, error = self._queue.get(timeout=self._stall_seconds)
+    except queue.Empty:
+      raise DataError(
+        f"no batch for {self._stall_seconds:.0f} s: a loader or its storage hangs"
+      ) from None
+    self.wait_seconds += time.perf_counter() - start
+    if error is not None:
+      raise error
+    return batch
+
+  def close(self) -> None:
+    """Stops the thread; the loader's own threads and workers end with its iterator."""
+    self._closed.set()
+    self._thread.join(timeout=5.0)

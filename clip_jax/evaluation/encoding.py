@@ -1,0 +1,140 @@
+"""Records and texts -> embeddings in bounded chunks: what the evaluations have in common."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from clip_jax.data import images as images_lib
+from clip_jax.data import records
+
+
+class EvaluationError(ValueError):
+  """An evaluation that would give a wrong figure: which record or text, and why."""
+
+
+class Model(Protocol):
+  """What an evaluation asks of a model; `inference.Clip` is one."""
+
+  resolution: int
+
+  @property
+  def logit_scale(self) -> float: ...
+
+  def encode_image(self, images: np.ndarray) -> np.ndarray:
+    """uint8 [N, R, R, 3] -> unit-norm float32 [N, E]."""
+
+  def encode_text(self, texts: list[str]) -> np.ndarray:
+    """N strings -> unit-norm float32 [N, E]."""
+
+
+def count(source: records.RecordSource, batch: int, limit: int) -> int:
+  """How many records of `source` to evaluate: the first `limit`, or all where it is 0.
+
+  Raises: EvaluationError when that is none, or when `batch` or `limit` make no sense.
+  """
+  if batch < 1 or limit < 0:
+    raise EvaluationError(f"batch {batch} and limit {limit}: want at least 1 and at least 0")
+  n = min(limit, len(source)) if limit else len(source)
+  if n == 0:
+    raise EvaluationError("the source has no records to evaluate; check its path and split")
+  return n
+
+
+def read(source: records.RecordSource, index: int) -> records.Record:
+  """Record `index`. Raises: EvaluationError naming it when it cannot be read."""
+  try:
+    return source[index]
+  except Exception as error:  # of whatever kind: an evaluation must not leave a record out
+    raise EvaluationError(f"{source.locate(index)}: cannot be read ({error})") from error
+
+
+def image_of(source: records.RecordSource, index: int, resolution: int) -> np.ndarray:
+  """The image of record `index` as the encoder sees it, uint8 [R, R, 3].
+
+  Raises: EvaluationError naming the record when its image cannot be decoded.
+  """
+  return _decoded(source, index, read(source, index), resolution)
+
+
+def _decoded(
+  source: records.RecordSource, index: int, record: records.Record, resolution: int
+) -> np.ndarray:
+  try:
+    return images_lib.fit(images_lib.as_image(record.image), resolution)
+  except Exception as error:
+    where = source.locate(index)
+    raise EvaluationError(
+      f"{where}: image cannot be decoded ({error}); repair or remove the record, because an "
+      "evaluation that leaves records out cannot be compared with any other"
+    ) from error
+
+
+def encode_images(
+  model: Model,
+  source: records.RecordSource,
+  n: int,
+  batch: int,
+  visit: Callable[[int, records.Record], None],
+) -> np.ndarray:
+  """Embeddings [n, E] of the first n records, `batch` images in memory at a time.
+
+  The last chunk is padded to `batch`, so that a jitted encoder compiles once. `visit` gets each
+  index with its record before the image is decoded.
+  Raises: EvaluationError naming the record that is bad or whose embedding is not finite.
+  """
+  chunks = []
+  for start in range(0, n, batch):
+    chunk = []
+    for i in range(start, min(start + batch, n)):
+      record = read(source, i)
+      visit(i, record)
+      chunk.append(_decoded(source, i, record, model.resolution))
+    size = len(chunk)
+    chunk.extend(chunk[-1:] * (batch - size))
+    chunks.append(_rows(model.encode_image(np.stack(chunk)), batch)[:size])
+  return _checked(np.concatenate(chunks), source.locate)
+
+
+def encode_texts(model: Model, texts: Sequence[str], batch: int) -> np.ndarray:
+  """Embeddings [N, E] of `texts`, `batch` at a time, the last chunk padded to `batch`.
+
+  Raises: EvaluationError naming the text whose embedding is not finite.
+  """
+  chunks = []
+  for start in range(0, len(texts), batch):
+    chunk = list(texts[start : start + batch])
+    size = len(chunk)
+    chunk.extend(chunk[-1:] * (batch - size))
+    chunks.append(_rows(model.encode_text(chunk), batch)[:size])
+  return _checked(np.concatenate(chunks), lambda i: f"text {texts[i]!r}")
+
+
+def _rows(embeddings: Any, batch: int) -> np.ndarray:
+  """What an encoder gave for `batch` inputs, float32 [batch, E]. Raises: EvaluationError."""
+  rows_bE = np.asarray(embeddings, np.float32)
+  if rows_bE.ndim != 2 or len(rows_bE) != batch:
+    raise EvaluationError(f"the encoder gave {rows_bE.shape} for {batch} inputs, not [{batch}, E]")
+  return rows_bE
+
+
+def _checked(rows_NE: np.ndarray, name: Callable[[int], str]) -> np.ndarray:
+  """The rows; one that is not finite or not of unit norm is an error."""
+  norm_N = np.linalg.norm(rows_NE, axis=1)
+  bad = ~(np.abs(norm_N - 1) < 0.01)  # a NaN fails the comparison too
+  if bad.any():
+    i = int(np.argmax(bad))
+    raise EvaluationError(
+      f"{name(i)}: its embedding has norm {norm_N[i]}, not 1 (as {bad.sum()} of {len(bad)}); nan "
+      "says that the weights are broken: evaluate an earlier checkpoint"
+    )
+  return rows_NE
+
+
+def similarities(query_QE: np.ndarray, item_NE: np.ndarray) -> np.ndarray:
+  """Cosines [Q, N], float32.
+
+  Summed in float64 and then rounded, so that equal embeddings give equal scores wherever they
+  stand in the arrays: float32 sums differ in the last bit between the rows of one product.
+  """
+  return (query_QE.astype(np.float64) @ item_NE.astype(np.float64).T).astype(np.float32)

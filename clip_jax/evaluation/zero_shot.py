@@ -1,0 +1,192 @@
+"""Zero-shot classification: the likeliest of the class prompts, for every image."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from clip_jax.data import records
+from clip_jax.evaluation import encoding, prompts
+
+_LISTED = 5  # likeliest classes kept of every image
+_SAMPLE = 600  # image embeddings kept for the map
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One image with what the model makes of it. `rank` counts from 1."""
+
+  image: np.ndarray  # uint8 [R, R, 3]
+  key: str
+  label: str
+  probability: float  # of the label
+  rank: int  # of the label among all classes
+  likeliest: tuple[tuple[str, float], ...]  # (class, probability), best first
+
+  @property
+  def correct(self) -> bool:
+    return self.rank == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShotResult:
+  """What a zero-shot classification found. Shares are between 0 and 1.
+
+  `examples` are drawn at random, half of them among the images the model has right and half
+  among those it has wrong, as far as there are so many: they do not stand for the accuracy.
+  """
+
+  name: str
+  classes: tuple[str, ...]
+  templates: tuple[str, ...]
+  held_out: tuple[str, ...]  # classes that training never saw
+  n: int
+  top1: float
+  top5: float
+  mean_per_class: float  # mean of the recall of each class that has images
+  confusion: np.ndarray  # int64 [C, C]: rows are labels, columns are predictions
+  examples: tuple[Example, ...]
+  class_CE: np.ndarray
+  sample_NE: np.ndarray  # embeddings of up to 600 images, drawn at random
+  sample_labels: np.ndarray  # int64 [N], indices into `classes`
+
+  @property
+  def chance(self) -> float:
+    """The top-1 share of a guess."""
+    return 1 / len(self.classes)
+
+  @property
+  def shown_template(self) -> str:
+    """One of the templates to show to people: the first that is more than the class name."""
+    return next((t for t in self.templates if t.strip() != "{}"), self.templates[0])
+
+  def metrics(self) -> dict[str, float]:
+    """Flat, for a line of JSON."""
+    return {
+      "top1": self.top1,
+      "top5": self.top5,
+      "mean_per_class": self.mean_per_class,
+      "chance": self.chance,
+      "n": float(self.n),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ranking:
+  """Of every image: where its label came, and the likeliest classes with their probabilities."""
+
+  rank: np.ndarray  # int [N], from 1
+  probability: np.ndarray  # float [N], of the label
+  listed: np.ndarray  # int [N, <=5]
+  listed_probability: np.ndarray  # float [N, <=5]
+
+
+def evaluate(
+  model: encoding.Model,
+  source: records.RecordSource,
+  classes: Sequence[str],
+  templates: Sequence[str],
+  batch: int,
+  limit: int = 0,
+  *,
+  name: str = "",
+  held_out: Sequence[str] = (),
+  examples: int = 12,
+  seed: int = 0,
+) -> ZeroShotResult:
+  """Classifies the first `limit` records of `source` (0: all) by their nearest class embedding.
+
+  A tie counts against the model: a class that scores exactly as much as the label is ranked before
+  it, so a model that embeds everything alike scores 0. Among other ties the earlier class wins.
+  Raises: EvaluationError naming the record whose image is bad or whose label is no class, or the
+    text or image whose embedding is not finite; PromptError for unusable classes or templates.
+  Source: section 3.1.
+  """
+  n = encoding.count(source, batch, limit)
+  encode_text = functools.partial(encoding.encode_texts, model, batch=batch)
+  class_CE = prompts.class_embeddings(encode_text, classes, templates)
+  index_of = {c: i for i, c in enumerate(classes)}
+  labels, keys = np.zeros(n, np.int64), [""] * n
+
+  def visit(i: int, record: records.Record) -> None:
+    if record.label not in index_of:
+      raise encoding.EvaluationError(
+        f"{source.locate(i)}: label {record.label!r} is none of the {len(classes)} classes "
+        f"({', '.join(classes[:5])}, ...); give the task the prompts of this data"
+      )
+    labels[i], keys[i] = index_of[record.label], record.key
+
+  image_NE = encoding.encode_images(model, source, n, batch, visit)
+  ranking = _rank(image_NE, class_CE, labels, model.logit_scale, batch)
+  confusion = np.zeros((len(classes), len(classes)), np.int64)
+  np.add.at(confusion, (labels, ranking.listed[:, 0]), 1)
+  images_per_class = confusion.sum(axis=1)
+  seen = images_per_class > 0
+  rng = np.random.default_rng(seed)
+  sample = np.sort(rng.permutation(n)[:_SAMPLE])
+  return ZeroShotResult(
+    name=name,
+    classes=tuple(classes),
+    templates=tuple(templates),
+    held_out=tuple(held_out),
+    n=n,
+    top1=float(np.mean(ranking.rank == 1)),
+    top5=float(np.mean(ranking.rank <= 5)),
+    mean_per_class=float(np.mean(np.diag(confusion)[seen] / images_per_class[seen])),
+    confusion=confusion,
+    examples=tuple(
+      Example(
+        image=encoding.image_of(source, i, model.resolution),
+        key=keys[i],
+        label=classes[labels[i]],
+        probability=float(ranking.probability[i]),
+        rank=int(ranking.rank[i]),
+        likeliest=tuple(
+          (classes[c], float(p))
+          for c, p in zip(ranking.listed[i], ranking.listed_probability[i], strict=True)
+        ),
+      )
+      for i in _draw(ranking.rank == 1, examples, rng)
+    ),
+    class_CE=class_CE,
+    sample_NE=image_NE[sample],
+    sample_labels=labels[sample],
+  )
+
+
+def _rank(
+  image_NE: np.ndarray,
+  class_CE: np.ndarray,
+  labels: np.ndarray,
+  logit_scale: float,
+  batch: int,
+) -> _Ranking:
+  """Orders the classes of every image, `batch` images at a time."""
+  parts = []
+  for start in range(0, len(labels), batch):
+    label_b1 = labels[start : start + batch, None]
+    cosines_bC = encoding.similarities(image_NE[start : start + batch], class_CE)
+    is_label_bC = np.arange(len(class_CE))[None] == label_b1
+    order_bC = np.lexsort((is_label_bC, -cosines_bC), axis=-1)  # stable: the label last in a tie
+    logits_bC = logit_scale * cosines_bC.astype(np.float64)
+    exp_bC = np.exp(logits_bC - logits_bC.max(axis=1, keepdims=True))
+    probability_bC = exp_bC / exp_bC.sum(axis=1, keepdims=True)
+    listed = order_bC[:, :_LISTED]
+    parts.append(
+      (
+        np.argmax(order_bC == label_b1, axis=1) + 1,
+        np.take_along_axis(probability_bC, label_b1, axis=1)[:, 0],
+        listed,
+        np.take_along_axis(probability_bC, listed, axis=1),
+      )
+    )
+  return _Ranking(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _draw(correct: np.ndarray, size: int, rng: np.random.Generator) -> list[int]:
+  """`size` indices, half of them correct ones and half wrong ones as far as there are, mixed."""
+  right, wrong = (rng.permutation(np.flatnonzero(which)) for which in (correct, ~correct))
+  rights = min(len(right), max(size - size // 2, size - len(wrong)))
+  drawn = np.concatenate([right[:rights], wrong[: size - rights]])
+  return [int(i) for i in rng.permutation(drawn)]

@@ -1,0 +1,168 @@
+"""Weights in use: a trained CLIP that takes pictures and strings. `clip_jax.load` returns one."""
+
+import functools
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from clip_jax import checkpoint, sharding
+from clip_jax import config as config_lib
+from clip_jax.data import images as images_lib
+from clip_jax.data import tokenizer as tokenizer_lib
+from clip_jax.evaluation import prompts
+from clip_jax.models.clip import CLIP
+
+_CHUNK = 256  # images or texts encoded at a time
+
+
+class Clip:
+  """Encoders with their weights, preprocessing and tokenizer.
+
+  Attributes: `config` (of the run), `params` (nested dict), `tokenizer`, `preprocess`,
+    `resolution` (pixels), `logit_scale` (multiplicative), `step` (of the checkpoint).
+  """
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    params: Any,
+    tokenizer: tokenizer_lib.Tokenizer,
+    step: int = 0,
+  ):
+    self.config, self.params, self.tokenizer, self.step = config, params, tokenizer, step
+    self.preprocess = config.preprocess
+    self.resolution = config.model.image.resolution
+
+  @functools.cached_property
+  def logit_scale(self) -> float:
+    return float(jnp.exp(self.params["log_scale"]))
+
+  def encode_image(self, images: Any) -> np.ndarray:
+    """Unit-norm float32 embeddings [N, E].
+
+    Args: images, a sequence of paths or PIL images (or a single one), uint8 [N, H, W, 3], all of
+      which are resized and cropped as the weights ask; or float32 [N, R, R, 3], taken as
+      preprocessed already.
+    Raises: ImageError naming the image that cannot be read; ValueError on another shape or dtype.
+    """
+    if isinstance(images, np.ndarray) and images.ndim != 4:
+      raise ValueError(f"images have shape {images.shape}; an array must be [N, height, width, 3]")
+    if isinstance(images, np.ndarray) and images.dtype == np.float32:
+      side = self.resolution
+      if images.shape[1:] != (side, side, 3):
+        raise ValueError(
+          f"preprocessed images have shape {images.shape}, not [N, {side}, {side}, 3]"
+        )
+      ready = images
+    elif isinstance(images, np.ndarray) and images.dtype != np.uint8:
+      raise ValueError(f"images are {images.dtype}; uint8 [N, H, W, 3] or float32 [N, R, R, 3]")
+    else:
+      if not isinstance(images, (Sequence, np.ndarray)) or isinstance(images, (str, bytes)):
+        images = [images]
+      ready = self._fit(images)
+    return self._in_chunks(_encode_image, ready)
+
+  def encode_text(self, texts: str | Sequence[str] | np.ndarray) -> np.ndarray:
+    """Unit-norm float32 embeddings [N, E] of strings or of int32 tokens [N, L].
+
+    Raises: TokenizerError naming the text that is too long.
+    """
+    length = self.config.model.text.context_length
+    tokens_NL = texts if isinstance(texts, np.ndarray) else self.tokenizer(texts, length)
+    if tokens_NL.ndim != 2 or tokens_NL.shape[1] != length or tokens_NL.dtype != np.int32:
+      raise ValueError(f"tokens are {tokens_NL.dtype} {tokens_NL.shape}, not int32 [N, {length}]")
+    vocab_size = self.config.model.text.vocab_size
+    if tokens_NL.size and not 0 <= tokens_NL.min() <= tokens_NL.max() < vocab_size:
+      raise ValueError(
+        f"tokens must lie in [0, {vocab_size}); were they made by another tokenizer?"
+      )
+    return self._in_chunks(_encode_text, tokens_NL)
+
+  def classify(
+    self, images: Any, labels: Sequence[str], templates: Sequence[str] = ("a photo of a {}.",)
+  ) -> np.ndarray:
+    """Zero-shot probabilities [N, C] of each label for each image.
+
+    A label is put into every template; its class embedding is the mean over templates. Source:
+    section 3.1.4.
+    """
+    class_CE = prompts.class_embeddings(self.encode_text, labels, templates)
+    logits_NC = self.logit_scale * self.encode_image(images) @ class_CE.T
+    return np.asarray(jax.nn.softmax(logits_NC, axis=-1))
+
+  def _fit(self, images: Sequence[Any] | np.ndarray) -> np.ndarray:
+    fitted = [images_lib.fit(images_lib.as_image(image), self.resolution) for image in images]
+    side = self.resolution
+    return np.stack(fitted) if fitted else np.zeros((0, side, side, 3), np.uint8)
+
+  def _in_chunks(self, encode: Any, inputs: np.ndarray) -> np.ndarray:
+    """Runs `encode` on padded chunks of a few fixed sizes, so that it compiles a few times only."""
+    out = [np.zeros((0, self.config.model.embed_dim), np.float32)]
+    for start in range(0, len(inputs), _CHUNK):
+      chunk = inputs[start : start + _CHUNK]
+      size = min(_CHUNK, 1 << (len(chunk) - 1).bit_length())
+      padded = np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk), axis=0)])
+      out.append(
+        np.asarray(encode(self.config, self.params, self._on_devices(padded)))[: len(chunk)]
+      )
+    return np.concatenate(out)
+
+  def _on_devices(self, rows: np.ndarray) -> Any:
+    """Rows spread over the devices that hold the weights, where they divide evenly."""
+    where = self.params["log_scale"].sharding
+    mesh = where.mesh if isinstance(where, NamedSharding) else None
+    if isinstance(mesh, Mesh) and len(rows) % mesh.size == 0:
+      return jax.device_put(rows, sharding.batch_sharding(mesh))
+    return rows
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_image(config: config_lib.Config, params: Any, image_BRR3: jax.Array) -> Any:
+  if image_BRR3.dtype == jnp.uint8:
+    image_BRR3 = images_lib.normalise(image_BRR3, config.preprocess.mean, config.preprocess.std)
+  return CLIP(config.model).apply({"params": params}, image_BRR3, method="encode_image")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_text(config: config_lib.Config, params: Any, tokens_BL: jax.Array) -> Any:
+  return CLIP(config.model).apply({"params": params}, tokens_BL, method="encode_text")
+
+
+def load(path: str | os.PathLike[str]) -> Clip:
+  """The newest whole checkpoint of a workdir, weights only.
+
+  Raises: CheckpointError when the folder holds none.
+  """
+  checkpoints = checkpoint.Checkpoints(pathlib.Path(path), read_only=True)
+  try:
+    steps = checkpoints.steps()
+    if not steps:
+      raise checkpoint.CheckpointError(f"{path}: no finished checkpoint in {checkpoints.folder}")
+    meta = checkpoints.meta(steps[-1])
+    config = config_lib.parse(meta["config"])
+    restored = checkpoints.restore_latest(_abstract_params(config))
+  finally:
+    checkpoints.close()
+  assert restored is not None
+  return Clip(config, restored.params, tokenizer_from(restored.meta["tokenizer"]), restored.step)
+
+
+def tokenizer_from(saved: str) -> tokenizer_lib.Tokenizer:
+  """The tokenizer that a checkpoint names: "original", or the JSON of a trained vocabulary."""
+  return (
+    tokenizer_lib.original() if saved == "original" else tokenizer_lib.Tokenizer.from_json(saved)
+  )
+
+
+def _abstract_params(config: config_lib.Config) -> Any:
+  image, text = config.model.image, config.model.text
+  image_BRR3 = jax.ShapeDtypeStruct((1, image.resolution, image.resolution, 3), jnp.float32)
+  tokens_BL = jax.ShapeDtypeStruct((1, text.context_length), jnp.int32)
+  shapes = jax.eval_shape(CLIP(config.model).init, jax.random.key(0), image_BRR3, tokens_BL)
+  return sharding.place(shapes["params"], sharding.make_mesh(1))

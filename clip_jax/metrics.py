@@ -1,0 +1,170 @@
+"""What a run writes about itself: JSON lines, TensorBoard, a progress bar or lines for people."""
+
+import collections
+import contextlib
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import rich.console
+import rich.progress
+import tensorboardX
+
+from clip_jax import config as config_lib
+
+# Dense bfloat16 peak of one JAX device, FLOP/s, by `device_kind`. Sources: the specifications that
+# cloud.google.com/tpu/docs gives for each generation (a v2 or v3 device is one core, half a chip),
+# and NVIDIA's data sheets (V100, A100, H100, H200 SXM; without sparsity; V100 in float16).
+_PEAK_FLOPS = {
+  "TPU v2": 23e12,
+  "TPU v3": 61.5e12,
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5": 459e12,
+  "TPU v5p": 459e12,
+  "TPU v6 lite": 918e12,
+  "Tesla V100-SXM2-16GB": 125e12,
+  "NVIDIA A100-SXM4-40GB": 312e12,
+  "NVIDIA A100-SXM4-80GB": 312e12,
+  "NVIDIA H100 80GB HBM3": 989e12,
+  "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops() -> float | None:
+  """Peak FLOP/s of all devices together, where the table above knows them."""
+  one = _PEAK_FLOPS.get(jax.devices()[0].device_kind)
+  return None if one is None else one * jax.device_count()
+
+
+class Log:
+  """Takes every step's metrics; writes `metrics.jsonl` and TensorBoard, and tells people.
+
+  A run that continues from `start_step` first drops the lines of later steps: those steps were
+  lost and are done again. Only the first host writes.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    workdir: pathlib.Path,
+    console: rich.console.Console,
+    start_step: int,
+    flops_per_pair: int,
+  ):
+    self._config, self._console = config, console
+    self._writes = jax.process_index() == 0
+    self._seconds: dict[str, float] = collections.defaultdict(float)
+    self._flops_per_step = 3 * config.data.batch_pairs * flops_per_pair  # backward = 2 forward
+    self._peak = peak_flops()
+    self._started = time.perf_counter()
+    self._window = (start_step, self._started, 0.0)
+    self._progress = _progress_bar(console)
+    self._task = self._progress.add_task("train", total=config.steps, completed=start_step, note="")
+    if self._writes:
+      kept = [line for line in read(workdir) if line["step"] <= start_step]
+      path = workdir / "metrics.jsonl"
+      write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+      self._lines = path.open("a", encoding="utf-8")
+      self._board = tensorboardX.SummaryWriter(
+        str(workdir / "tensorboard"), purge_step=start_step + 1
+      )
+      self._progress.start()
+
+  @contextlib.contextmanager
+  def time(self, part: str) -> Iterator[None]:
+    """Counts the seconds inside towards `part` of the final split."""
+    start = time.perf_counter()
+    yield
+    self._seconds[part] += time.perf_counter() - start
+
+  def step(self, step: int, values: Mapping[str, float], wait_seconds: float) -> None:
+    """One step's metrics; every `log_every_steps` they are written, with the rates since."""
+    self._progress.update(self._task, completed=step)
+    self._seconds["data wait"] = wait_seconds
+    if step % self._config.log_every_steps and step != self._config.steps:
+      return
+    figures = {**values, **self._rates(step, wait_seconds)}
+    self.write(step, {f"train/{name}": value for name, value in figures.items()})
+    note = (
+      f"loss {figures['loss']:.3f}  accuracy {figures['accuracy']:.0%}  "
+      f"{figures['pairs_per_second']:.0f} pairs/s  data wait {figures['data_wait']:.0%}"
+    )
+    self._progress.update(self._task, note=note)
+    if self._writes and not self._console.is_terminal:
+      self._console.print(f"step {step}/{self._config.steps}  {note}", highlight=False)
+
+  def _rates(self, step: int, wait_seconds: float) -> dict[str, float]:
+    """Since the last call: pairs a second, share of time waiting for data, MFU where known."""
+    (step_before, time_before, wait_before), now = self._window, time.perf_counter()
+    self._window = (step, now, wait_seconds)
+    steps, seconds = step - step_before, now - time_before
+    rates = {
+      "pairs_per_second": steps * self._config.data.batch_pairs / seconds,
+      "data_wait": (wait_seconds - wait_before) / seconds,
+    }
+    if self._peak is not None:
+      rates["mfu"] = steps * self._flops_per_step / seconds / self._peak
+    return rates
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """One line of figures; those that are not finite are written as null."""
+    if not self._writes:
+      return
+    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    self._lines.write(json.dumps({"step": step, **finite}) + "\n")
+    self._lines.flush()
+    for name, value in values.items():
+      self._board.add_scalar(name, value, step)
+
+  def finish(self, step: int) -> dict[str, float]:
+    """Writes where the wall time of this start went, in seconds, and returns it."""
+    split = {"total": time.perf_counter() - self._started, **self._seconds}
+    self.write(step, {f"seconds/{part.replace(' ', '_')}": s for part, s in split.items()})
+    return split
+
+  def close(self) -> None:
+    if self._writes:
+      self._progress.stop()
+      self._lines.close()
+      self._board.close()
+
+
+def _progress_bar(console: rich.console.Console) -> rich.progress.Progress:
+  return rich.progress.Progress(
+    "{task.description}",
+    rich.progress.BarColumn(),
+    "{task.completed}/{task.total}",
+    rich.progress.TimeElapsedColumn(),
+    "left",
+    rich.progress.TimeRemainingColumn(),
+    "{task.fields[note]}",
+    console=console,
+    disable=not console.is_terminal,
+  )
+
+
+def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+  """The lines of `metrics.jsonl`, in order; a last line cut off by a crash is left out."""
+  path = pathlib.Path(workdir) / "metrics.jsonl"
+  lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+  out = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      out.append(json.loads(line))
+    except json.JSONDecodeError:
+      if number < len(lines):
+        raise ValueError(f"{path}:{number}: not JSON; remove this line") from None
+  return out
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+  """The whole text under its name, or nothing."""
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text(text, encoding="utf-8")
+  os.replace(temporary, path)

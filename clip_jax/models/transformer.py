@@ -1,0 +1,138 @@
+"""The pre-norm Transformer that both encoders share. Source: section 2.4, openai/CLIP model.py."""
+
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype, Initializer
+
+
+class Initial(NamedTuple):
+  """Initial values of one block's matrices. Attention's biases start at zero, the MLP's uniform."""
+
+  qkv: Initializer
+  out: Initializer
+  fc: Initializer
+  proj: Initializer
+
+
+def text_initial(width: int, layers: int) -> Initial:
+  """Scales of the text encoder. Source: hyperparameters of the released code."""
+  deep = width**-0.5 * (2 * layers) ** -0.5
+  normal = nn.initializers.normal
+  return Initial(normal(width**-0.5), normal(deep), normal((2 * width) ** -0.5), normal(deep))
+
+
+def image_initial() -> Initial:
+  """PyTorch's defaults, which the released code leaves in the Vision Transformer."""
+  uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(+-fan_in^-1/2)
+  return Initial(nn.initializers.xavier_uniform(), uniform, uniform, uniform)
+
+
+def _uniform_bias(fan_in: int) -> Initializer:
+  """PyTorch's default for the bias of a dense layer, which the released code keeps."""
+  bound = fan_in**-0.5
+  return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def activate(x: jax.Array, activation: str) -> jax.Array:
+  """`quick_gelu`: x * sigmoid(1.702 x), the original's; `gelu`: the exact one (erf)."""
+  if activation == "quick_gelu":
+    return x * jax.nn.sigmoid(1.702 * x)
+  return jax.nn.gelu(x, approximate=False)
+
+
+layer_norm = functools.partial(
+  nn.LayerNorm, epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32, param_dtype=jnp.float32
+)
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention; logits and softmax in float32."""
+
+  heads: int
+  causal: bool
+  initial: Initial
+  dtype: Dtype
+
+  @nn.compact
+  def __call__(self, x_BSD: jax.Array) -> jax.Array:
+    width = x_BSD.shape[-1]
+    split = (3, self.heads, width // self.heads)
+    qkv = nn.DenseGeneral(split, dtype=self.dtype, kernel_init=self.initial.qkv, name="qkv")
+    out = nn.DenseGeneral(
+      width, (-2, -1), dtype=self.dtype, kernel_init=self.initial.out, name="out"
+    )
+    q_BSHK, k_BSHK, v_BSHK = jnp.moveaxis(qkv(x_BSD), -3, 0)
+    return out(jax.nn.dot_product_attention(q_BSHK, k_BSHK, v_BSHK, is_causal=self.causal))
+
+
+class Mlp(nn.Module):
+  """Two dense layers, four times the width between them."""
+
+  activation: str
+  initial: Initial
+  dtype: Dtype
+
+  @nn.compact
+  def __call__(self, x_BSD: jax.Array) -> jax.Array:
+    width, initial = x_BSD.shape[-1], self.initial
+    fc_bias, proj_bias = _uniform_bias(width), _uniform_bias(4 * width)
+    fc = nn.Dense(4 * width, True, self.dtype, kernel_init=initial.fc, bias_init=fc_bias, name="fc")
+    proj = nn.Dense(
+      width, True, self.dtype, kernel_init=initial.proj, bias_init=proj_bias, name="proj"
+    )
+    return proj(activate(fc(x_BSD), self.activation))
+
+
+class Block(nn.Module):
+  """x + attention(norm(x)), then x + mlp(norm(x)); the residual stream stays in float32."""
+
+  heads: int
+  causal: bool
+  activation: str
+  initial: Initial
+  dtype: Dtype
+
+  @nn.compact
+  def __call__(self, x_BSD: jax.Array, _: None = None) -> tuple[jax.Array, None]:
+    attention = Attention(self.heads, self.causal, self.initial, self.dtype, name="attention")
+    mlp = Mlp(self.activation, self.initial, self.dtype, name="mlp")
+    x_BSD = x_BSD + attention(layer_norm(name="ln_1")(x_BSD)).astype(jnp.float32)
+    x_BSD = x_BSD + mlp(layer_norm(name="ln_2")(x_BSD)).astype(jnp.float32)
+    return x_BSD, None
+
+
+class Transformer(nn.Module):
+  """`layers` blocks, float32 [B, S, D] -> float32 [B, S, D].
+
+  The blocks' weights are stacked on a leading axis of length `layers`, whether they are run by
+  a loop on the device (`scan_layers`, one compiled block) or unrolled: the option changes the
+  size of the program and nothing else. `remat` recomputes each block in the backward pass.
+  """
+
+  layers: int
+  heads: int
+  causal: bool
+  activation: str
+  initial: Initial
+  dtype: Dtype
+  scan_layers: bool = False
+  remat: bool = False
+
+  @nn.compact
+  def __call__(self, x_BSD: jax.Array) -> jax.Array:
+    block = nn.remat(Block, prevent_cse=not self.scan_layers) if self.remat else Block
+    stack = nn.scan(
+      block,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      length=self.layers,
+      unroll=1 if self.scan_layers else self.layers,
+    )
+    blocks = stack(
+      self.heads, self.causal, self.activation, self.initial, self.dtype, name="blocks"
+    )
+    return blocks(x_BSD, None)[0]

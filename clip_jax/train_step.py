@@ -1,0 +1,153 @@
+"""TrainState, init_state and train_step: pure functions of (state, batch)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from clip_jax import config as config_lib
+from clip_jax import losses, optimizer, sharding
+from clip_jax.data import images
+from clip_jax.models.clip import CLIP
+
+_SPIKE_MEMORY = 0.98  # of the running mean and variance of the log gradient norm: 50 steps
+
+
+@struct.dataclass
+class Guard:
+  """What decides whether a step's gradient is applied. All scalars."""
+
+  skipped: jax.Array  # int32, since the start
+  skipped_in_row: jax.Array  # int32
+  norm_count: jax.Array  # int32, gradient norms in the running moments
+  norm_mean: jax.Array  # float32, of the log gradient norm
+  norm_variance: jax.Array
+
+
+@struct.dataclass
+class TrainState:
+  """All that a step changes. `step` counts batches seen, skipped ones too."""
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+  guard: Guard
+
+
+def init_state(config: config_lib.Config, mesh: Mesh) -> TrainState:
+  """The state before the first step, the same for any number of devices."""
+  make = functools.partial(_init, config)
+  out = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh))
+  return jax.jit(make, out_shardings=out)(jax.random.key(config.seed))
+
+
+def abstract_state(config: config_lib.Config, mesh: Mesh) -> TrainState:
+  """Shapes, dtypes and shardings of the state, without allocating it."""
+  shapes = jax.eval_shape(functools.partial(_init, config), jax.random.key(config.seed))
+  return sharding.place(shapes, mesh)
+
+
+def _init(config: config_lib.Config, rng: jax.Array) -> TrainState:
+  image, text = config.model.image, config.model.text
+  image_BRR3 = jnp.zeros((1, image.resolution, image.resolution, 3))
+  tokens_BL = jnp.zeros((1, text.context_length), jnp.int32)
+  params = CLIP(config.model).init(jax.random.fold_in(rng, 0), image_BRR3, tokens_BL)["params"]
+  opt_state = optimizer.make(config.optimizer, config.steps).init(params)
+  return TrainState(jnp.zeros((), jnp.int32), params, opt_state, fresh_guard())
+
+
+def fresh_guard() -> Guard:
+  """The guard before the first step."""
+  zero, zero_f = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
+  return Guard(zero, zero, zero, zero_f, zero_f)
+
+
+def make_train_step(
+  config: config_lib.Config, mesh: Mesh
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
+  """The jitted step: (state, batch) -> (state, metrics); the state passed in is donated.
+
+  The batch holds `image` uint8 [B, R, R, 3], `tokens` int32 [B, L], and int32 [B] `bad` (a
+  record was replaced) and `stop` (a host was asked to stop), which are summed over all hosts.
+  Metrics are float32 scalars. A step whose loss or gradient is not finite changes no parameter
+  and no optimizer state.
+  """
+  whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+  step = functools.partial(train_step, config, mesh)
+  return jax.jit(step, in_shardings=(whole, rows), out_shardings=(whole, whole), donate_argnums=0)
+
+
+def train_step(
+  config: config_lib.Config, mesh: Mesh, state: TrainState, batch: dict[str, jax.Array]
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """See `make_train_step`."""
+  image_BRR3 = images.normalise(batch["image"], config.preprocess.mean, config.preprocess.std)
+
+  def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    embeddings: Any = CLIP(config.model).apply({"params": params}, image_BRR3, batch["tokens"])
+    image_BE, text_BE, scale = embeddings
+    loss, accuracy = losses.sharded_contrastive(mesh, image_BE, text_BE, scale)
+    return loss, (accuracy, scale)
+
+  (loss, (accuracy, scale)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+  gradient_norm = optax.tree.norm(gradients)
+  tx = optimizer.make(config.optimizer, config.steps)
+  updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+  params = optimizer.clip_log_scale(
+    optax.apply_updates(state.params, updates), config.optimizer.max_logit_scale
+  )
+  keep, spike_sigma, guard = judge(config.optimizer, state.guard, loss, gradient_norm)
+  params, opt_state = jax.tree.map(
+    lambda new, old: jnp.where(keep, new, old), (params, opt_state), (state.params, state.opt_state)
+  )
+  metrics = {
+    "loss": loss,
+    "accuracy": accuracy,
+    "logit_scale": scale,
+    "gradient_norm": gradient_norm,
+    "gradient_norm_sigma": spike_sigma,
+    "learning_rate": optimizer.schedule(config.optimizer, config.steps)(
+      state.step - state.guard.skipped
+    ),
+    "skipped": guard.skipped,
+    "skipped_in_row": guard.skipped_in_row,
+    "bad_records": (batch["bad"] != 0).sum(),
+    "stop": batch["stop"].sum(),
+  }
+  metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
+  return TrainState(state.step + 1, params, opt_state, guard), metrics
+
+
+def judge(
+  config: config_lib.Optimizer, guard: Guard, loss: jax.Array, gradient_norm: jax.Array
+) -> tuple[jax.Array, jax.Array, Guard]:
+  """Whether to apply this step, how many sigma its gradient norm is out, and the next guard.
+
+  The moments are those of the log gradient norm over about 50 steps; a spike counts only once
+  that many were seen and warm-up is over.
+  """
+  finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+  log_norm = jnp.log(jnp.where(finite, gradient_norm, 1.0) + 1e-12)
+  known = guard.norm_count >= max(config.warmup_steps, 50)
+  deviation = log_norm - guard.norm_mean
+  sigma = jnp.where(known & finite, deviation * jax.lax.rsqrt(guard.norm_variance + 1e-6), 0.0)
+  spike = (sigma > config.skip_spike_sigma) & (config.skip_spike_sigma > 0)
+  keep = finite & ~spike
+  memory = jnp.minimum(_SPIKE_MEMORY, guard.norm_count / (guard.norm_count + 1.0))
+  moved = Guard(
+    skipped=guard.skipped,
+    skipped_in_row=jnp.zeros_like(guard.skipped_in_row),
+    norm_count=guard.norm_count + 1,
+    norm_mean=guard.norm_mean + (1 - memory) * deviation,
+    norm_variance=memory * (guard.norm_variance + (1 - memory) * deviation**2),
+  )
+  held = dataclasses.replace(
+    guard, skipped=guard.skipped + 1, skipped_in_row=guard.skipped_in_row + 1
+  )
+  return keep, sigma, jax.tree.map(lambda a, b: jnp.where(keep, a, b), moved, held)

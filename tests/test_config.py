@@ -1,0 +1,102 @@
+"""The config: a round trip, and every kind of mistake told by key."""
+
+import json
+
+import pytest
+
+from clip_jax import cli
+from clip_jax import config as c
+
+FULL = c.Config(
+  name="x",
+  data=c.Data(sources=(c.Source(kind="digits"), c.Source(path="p", weight=2.0))),
+  evaluation=c.Evaluation(tasks=(c.Task("a", "retrieval", c.Source(split="test")),)),
+)
+
+
+def test_round_trips():
+  assert c.parse(c.to_dict(FULL)) == FULL
+  assert c.parse(c.to_config_dict(FULL)) == FULL
+  assert c.parse(json.loads(json.dumps(c.to_dict(FULL)))) == FULL
+
+
+@pytest.mark.parametrize(
+  ("path", "value", "message"),
+  [
+    (("stepz",), 1, "config.stepz: no such key; did you mean 'steps'"),
+    (("model", "image", "patch"), "a", "config.model.image.patch: expected int, got 'a'"),
+    (("model", "image", "patch"), 33, "33 does not divide resolution 224"),
+    (("model", "text", "heads"), 7, "7 does not divide width 512"),
+    (("model", "activation"), "relu", "'relu' is none of 'quick_gelu', 'gelu'"),
+    (("model", "scan_layers"), 1, "scan_layers: expected bool"),
+    (("steps",), True, "config.steps: expected int"),
+    (("preprocess", "mean"), [0.5, 0.5], "expected 3 values, got 2"),
+    (("preprocess", "train_short_side"), 100, "100 is under the resolution 224"),
+    (("data", "sources"), 3, "config.data.sources: expected a list"),
+    (("data", "sources"), [{"kind": "digits"}], r"sources\[0\].path: missing"),
+    (("data", "batch_pairs"), 0, "batch_pairs: must be at least 1"),
+    (("model", "image"), 3, "expected the keys of Vision"),
+  ],
+)
+def test_mistakes_are_told_by_key(path, value, message):
+  tree = c.to_dict(FULL)
+  inner = tree
+  for key in path[:-1]:
+    inner = inner[key]
+  inner[path[-1]] = value
+  with pytest.raises(c.ConfigError, match=message):
+    c.parse(tree)
+
+
+def test_all_mistakes_are_told_together():
+  tree = c.to_dict(FULL)
+  del tree["seed"]
+  tree["extra"] = 1
+  with pytest.raises(c.ConfigError, match=r"config.extra: no such key.*config.seed: missing"):
+    c.parse(tree)
+
+
+def test_an_int_is_a_float_where_one_is_asked_for():
+  tree = c.to_dict(FULL)
+  tree["optimizer"]["learning_rate"] = 1
+  assert c.parse(tree).optimizer.learning_rate == 1.0
+
+
+@pytest.fixture
+def experiment(tmp_path):
+  path = tmp_path / "experiment.py"
+  path.write_text(
+    "from clip_jax import config as c\n"
+    "def get_config():\n"
+    "  return c.to_config_dict(c.Config(steps=5, data=c.Data(sources=(c.Source(),))))\n"
+  )
+  return str(path)
+
+
+def test_the_command_line_overrides(experiment):
+  words = ["--config.optimizer.learning_rate=1e-3", "--config.data.sources[0].weight=3"]
+  config = cli.load_config(experiment, words)
+  assert (config.steps, config.optimizer.learning_rate, config.data.sources[0].weight) == (
+    5,
+    1e-3,
+    3,
+  )
+
+
+@pytest.mark.parametrize(
+  ("word", "message"),
+  [
+    ("--config.optimizer.learning_rat=1", 'Did you mean "learning_rate"'),
+    ("--config.steps=abc", "config.steps=abc"),
+    ("--config.data.sources[9].weight=1", r"sources\[9\]"),
+    ("--config.model.activation=relu", "'relu' is none of"),
+  ],
+)
+def test_a_wrong_override_is_told(experiment, word, message):
+  with pytest.raises(ValueError, match=message):
+    cli.load_config(experiment, [word])
+
+
+def test_a_missing_config_file_is_named(tmp_path):
+  with pytest.raises(cli.UsageError, match=r"nothing.py: no such config file"):
+    cli.load_config(str(tmp_path / "nothing.py"), [])

@@ -1,0 +1,159 @@
+"""`clip_jax.load`: what it takes, what it gives, and how it refuses."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import clip_jax
+from clip_jax import checkpoint, inference, sharding, train_step
+from clip_jax import config as c
+from clip_jax.data import tokenizer as tokenizer_lib
+
+CONFIG = c.Config(
+  steps=10,
+  model=c.Model(
+    image=c.Vision(resolution=16, patch=8, width=16, layers=1, heads=2),
+    text=c.Text(context_length=8, vocab_size=600, width=16, layers=1, heads=2),
+    embed_dim=12,
+  ),
+  data=c.Data(sources=(c.Source("digits"),)),
+  optimizer=c.Optimizer(warmup_steps=1),
+)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("weights")
+  state = train_step.init_state(CONFIG, sharding.make_mesh(1))
+  tokenizer = tokenizer_lib.train(["a red circle", "a blue square", "two green rings"], 600)
+  checkpoints = checkpoint.Checkpoints(folder)
+  meta = {"config": c.to_dict(CONFIG), "tokenizer": tokenizer.to_json()}
+  checkpoints.save(10, state.params, {"step": state.step}, meta)
+  checkpoints.close()
+  return folder
+
+
+@pytest.fixture(scope="module")
+def model(workdir):
+  return clip_jax.load(workdir)
+
+
+def _pixels(n=3, height=16, width=16):
+  return np.random.default_rng(0).integers(0, 256, (n, height, width, 3)).astype(np.uint8)
+
+
+def test_what_a_model_says_of_itself(model):
+  assert model.config == CONFIG
+  assert model.resolution == 16
+  assert model.step == 10
+  assert model.preprocess == CONFIG.preprocess
+  assert model.logit_scale == pytest.approx(1 / 0.07, rel=1e-5)
+  assert model.params["image_projection"].shape == (16, 12)
+
+
+def test_embeddings_are_unit_norm_float32(model):
+  for out in (model.encode_image(_pixels()), model.encode_text(["a red circle", "", "x" * 5])):
+    assert out.shape == (3, 12)
+    assert out.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(out, axis=1), 1, atol=1e-5)
+
+
+def test_every_kind_of_image_gives_the_same_embedding(model, tmp_path):
+  pixels = _pixels()
+  paths = []
+  for i, image in enumerate(pixels):
+    paths.append(tmp_path / f"{i}.png")
+    Image.fromarray(image).save(paths[-1])
+  p = CONFIG.preprocess
+  ready = ((pixels / 255 - np.array(p.mean)) / np.array(p.std)).astype(np.float32)
+  expected = model.encode_image(pixels)
+  opened = [Image.open(path) for path in paths]
+  for images in (paths, [str(path) for path in paths], opened, list(pixels), ready):
+    np.testing.assert_allclose(model.encode_image(images), expected, atol=1e-5)
+  np.testing.assert_allclose(model.encode_image(paths[1]), expected[1:2], atol=1e-5)
+  np.testing.assert_allclose(model.encode_image(Image.open(paths[1])), expected[1:2], atol=1e-5)
+
+
+def test_larger_images_are_resized_and_cropped(model):
+  assert model.encode_image(_pixels(2, 40, 25)).shape == (2, 12)
+
+
+def test_tokens_and_strings_agree(model):
+  texts = ["a red circle", "two green rings"]
+  tokens = model.tokenizer(texts, 8)
+  expected = model.encode_text(texts)
+  np.testing.assert_array_equal(model.encode_text(tokens), expected)
+  np.testing.assert_allclose(model.encode_text(texts[0]), expected[:1], atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 256, 257])
+def test_any_number_of_images(model, n):
+  pixels = _pixels(n)
+  out = model.encode_image(pixels)
+  assert out.shape == (n, 12)
+  if n:
+    np.testing.assert_allclose(out[-1:], model.encode_image(pixels[-1:]), atol=1e-5)
+
+
+def test_classify_by_hand(model):
+  pixels, labels, templates = _pixels(), ["circle", "square", "ring"], ("a red {}", "two {}")
+  classes = []
+  for label in labels:
+    mean = model.encode_text([t.format(label) for t in templates]).mean(0)
+    classes.append(mean / np.linalg.norm(mean))
+  logits = model.logit_scale * model.encode_image(pixels) @ np.stack(classes).T
+  expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  got = model.classify(pixels, labels, templates=templates)
+  np.testing.assert_allclose(got, expected, atol=1e-5)
+  np.testing.assert_allclose(got.sum(1), 1, atol=1e-5)
+
+
+def test_many_devices_agree_with_one(model):
+  mesh = sharding.make_mesh(8)
+  params = jax.device_put(model.params, sharding.replicated(mesh))
+  spread = inference.Clip(CONFIG, params, model.tokenizer)
+  np.testing.assert_allclose(
+    spread.encode_image(_pixels(20)), model.encode_image(_pixels(20)), atol=1e-5
+  )
+
+
+@pytest.mark.parametrize(
+  ("images", "message"),
+  [
+    (np.zeros((16, 16, 3), np.uint8), r"must be \[N, height, width, 3\]"),
+    (np.zeros((1, 16, 16, 3), np.float64), "images are float64"),
+    (np.zeros((1, 17, 16, 3), np.float32), r"not \[N, 16, 16, 3\]"),
+    (["/nowhere/cat.png"], "cat.png: No such file"),
+    ([3], "int is no image"),
+  ],
+)
+def test_wrong_images_are_told(model, images, message):
+  with pytest.raises(ValueError, match=message):
+    model.encode_image(images)
+
+
+def test_wrong_texts_are_told(model):
+  with pytest.raises(ValueError, match="truncate"):
+    model.encode_text(["a red circle and a blue square and two green rings, all in a row"])
+  with pytest.raises(ValueError, match=r"not int32 \[N, 8\]"):
+    model.encode_text(np.zeros((1, 9), np.int32))
+  with pytest.raises(ValueError, match="another tokenizer"):
+    model.encode_text(np.full((1, 8), 49407, np.int32))
+  with pytest.raises(ValueError, match="template"):
+    model.classify(_pixels(), ["a"], templates=("no place for it",))
+
+
+def test_missing_weights_are_told(tmp_path):
+  with pytest.raises(checkpoint.CheckpointError, match="no checkpoints there"):
+    clip_jax.load(tmp_path / "nothing")
+  (tmp_path / "checkpoints").mkdir()
+  with pytest.raises(checkpoint.CheckpointError, match="no finished checkpoint"):
+    clip_jax.load(tmp_path)
+
+
+def test_the_public_tokenizer():
+  tokens = clip_jax.tokenize(["a photo of a cat", "x"], context_length=10)
+  assert tokens.shape == (2, 10)
+  assert tokens.dtype == np.int32
+  assert tokens[0].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407, 0, 0, 0]

@@ -1,0 +1,124 @@
+"""The house by its imports: a room uses only rooms below it, some libraries only one room."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# From the bottom up; a module imports only modules of lower layers.
+LAYERS = (
+  ("config", "data.bytepairs", "data.images"),
+  (
+    "models.transformer",
+    "models.presets",
+    "optimizer",
+    "sharding",
+    "data.tokenizer",
+    "data.records",
+  ),
+  ("models.vit", "models.text", "losses", "data.scenes", "checkpoint", "metrics"),
+  ("models.clip", "data.pipeline", "evaluation.prompts", "evaluation.encoding"),
+  ("train_step", "inference", "evaluation.zero_shot", "evaluation.retrieval"),
+  ("evaluation.tasks", "evaluation.curves", "evaluation.embedding_map"),
+  ("evaluation.figures",),
+  ("evaluation.report",),
+  ("summary",),
+  ("train",),
+  ("cli",),
+)
+
+# Which module may import a library.
+FENCES = {
+  "orbax": {"checkpoint"},
+  "grain": {"data.pipeline"},
+  "array_record": {"data.records"},
+  "tokenizers": {"data.bytepairs"},
+  "PIL": {"data.images", "data.scenes", "evaluation.figures"},
+  "tensorboardX": {"metrics"},
+  "jinja2": {"evaluation.report"},
+  "argparse": {"cli"},
+  "torch": set(),
+  "tensorflow": set(),
+}
+
+
+def _modules() -> dict[str, ast.Module]:
+  package = ROOT / "clip_jax"
+  files = sorted(package.rglob("*.py"))
+  names = {f: ".".join(f.relative_to(package).with_suffix("").parts) for f in files}
+  return {name: ast.parse(f.read_text()) for f, name in names.items() if f.name != "__init__.py"}
+
+
+def _imports(tree: ast.Module) -> set[str]:
+  found = set()
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      found |= {f"{node.module}.{alias.name}" for alias in node.names}
+  return found
+
+
+MODULES = _modules()
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_down(name):
+  assert name in RANK, f"{name} has no layer: give it one in LAYERS"
+  for imported in _imports(MODULES[name]):
+    if not imported.startswith("clip_jax."):
+      continue
+    parts = imported.split(".")[1:]
+    target = next((".".join(parts[:n]) for n in (2, 1) if ".".join(parts[:n]) in MODULES), None)
+    assert target is not None, f"{name} imports {imported}, which is no module"
+    assert RANK[target] < RANK[name], f"{name} imports {target}, which is not below it"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_libraries_stay_in_their_rooms(name):
+  for imported in _imports(MODULES[name]):
+    library = imported.split(".")[0]
+    assert name in FENCES.get(library, {name}), f"{name} imports {library}"
+
+
+def test_every_layer_entry_exists():
+  assert set(RANK) == set(MODULES)
+
+
+# Rooms that are tested through another one's front door.
+TESTED_WITH = {
+  "data.bytepairs": "tokenizer",
+  "models.transformer": "models",
+  "models.vit": "models",
+  "models.text": "models",
+  "models.clip": "models",
+  "models.presets": "models",
+  "summary": "train",
+}
+
+
+def test_every_module_has_its_test():
+  tests = {f.stem.removeprefix("test_") for f in (ROOT / "tests").glob("test_*.py")}
+  for name in MODULES:
+    test = TESTED_WITH.get(name, name.split(".")[-1])
+    assert test in tests, f"{name} has no tests/test_{test}.py"
+
+
+def test_modules_and_functions_stay_small():
+  for name, tree in MODULES.items():
+    lines = max(node.end_lineno for node in ast.walk(tree) if hasattr(node, "end_lineno"))
+    assert lines <= 350, f"{name} has {lines} lines"
+    for node in ast.walk(tree):
+      if isinstance(node, ast.FunctionDef):
+        length = node.end_lineno - node.lineno + 1
+        assert length <= 90, f"{name}.{node.name} has {length} lines"
+
+
+def test_removed_names_of_jax_are_not_used():
+  gone = {"pjit", "device_put_sharded", "device_put_replicated", "tree_map", "pmap", "xmap"}
+  for name, tree in MODULES.items():
+    used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    assert not used & gone, f"{name} uses {used & gone}"

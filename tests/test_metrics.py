@@ -1,0 +1,101 @@
+"""What a run writes: lines of JSON that survive crashes, and rates by hand."""
+
+import json
+
+import pytest
+import rich.console
+
+from clip_jax import config as c
+from clip_jax import metrics
+
+CONFIG = c.Config(steps=10, log_every_steps=2, data=c.Data(batch_pairs=8))
+VALUES = {"loss": 1.5, "accuracy": 0.25}
+
+
+def _log(workdir, start=0, console=None):
+  console = console or rich.console.Console(quiet=True)
+  return metrics.Log(CONFIG, workdir, console, start, flops_per_pair=100)
+
+
+def test_lines_every_so_often_and_at_the_end(tmp_path):
+  log = _log(tmp_path)
+  for step in range(1, 11):
+    log.step(step, VALUES, wait_seconds=0.0)
+  log.close()
+  lines = metrics.read(tmp_path)
+  assert [line["step"] for line in lines] == [2, 4, 6, 8, 10]
+  assert lines[0]["train/loss"] == 1.5
+  assert lines[0]["train/pairs_per_second"] > 0
+  assert lines[0]["train/data_wait"] == 0
+
+
+def test_rates_by_hand(tmp_path, monkeypatch):
+  now = iter([100.0, 104.0, 105.0])
+  monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(now))
+  monkeypatch.setattr(metrics, "peak_flops", lambda: 1000.0)
+  log = _log(tmp_path)
+  log.step(2, VALUES, wait_seconds=1.0)
+  log.step(4, VALUES, wait_seconds=1.25)
+  log.close()
+  first, second = metrics.read(tmp_path)
+  assert first["train/pairs_per_second"] == pytest.approx(2 * 8 / 4)
+  assert first["train/data_wait"] == pytest.approx(0.25)
+  assert first["train/mfu"] == pytest.approx(3 * 8 * 100 * 2 / 4 / 1000)
+  assert second["train/pairs_per_second"] == pytest.approx(16)
+  assert second["train/data_wait"] == pytest.approx(0.25)
+
+
+def test_a_restart_drops_the_lost_steps_and_keeps_the_others(tmp_path):
+  log = _log(tmp_path)
+  for step in range(1, 9):
+    log.step(step, VALUES, 0.0)
+  log.close()
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 9, "train/lo')  # cut off by a crash
+  log = _log(tmp_path, start=5)
+  for step in range(6, 11):
+    log.step(step, {**VALUES, "loss": 2.5}, 0.0)
+  log.close()
+  lines = metrics.read(tmp_path)
+  assert [line["step"] for line in lines] == [2, 4, 6, 8, 10]
+  assert [line["train/loss"] for line in lines] == [1.5, 1.5, 2.5, 2.5, 2.5]
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+  log = _log(tmp_path)
+  log.write(1, {"a": float("nan"), "b": float("inf"), "c": 1.0})
+  log.close()
+  assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
+    "step": 1,
+    "a": None,
+    "b": None,
+    "c": 1.0,
+  }
+
+
+def test_a_damaged_line_is_named(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
+  with pytest.raises(ValueError, match=r"metrics.jsonl:2: not JSON"):
+    metrics.read(tmp_path)
+
+
+def test_people_get_lines_where_there_is_no_terminal(tmp_path):
+  with (tmp_path / "out.txt").open("w") as file:
+    log = _log(tmp_path, console=rich.console.Console(file=file, width=200))
+    log.step(2, VALUES, 0.0)
+    log.close()
+  assert "step 2/10  loss 1.500  accuracy 25%" in (tmp_path / "out.txt").read_text()
+
+
+def test_the_split_of_time_adds_up(tmp_path):
+  log = _log(tmp_path)
+  with log.time("evaluation"):
+    pass
+  split = log.finish(10)
+  log.close()
+  assert split["total"] >= split["evaluation"] >= 0
+  assert metrics.read(tmp_path)[-1]["seconds/total"] == split["total"]
+
+
+def test_an_unknown_device_has_no_peak():
+  assert metrics.peak_flops() is None

@@ -1,0 +1,256 @@
+"""Batches addressed by step: the same for any restart, host count and worker count (drills 1-6)."""
+
+import dataclasses
+import itertools
+import threading
+
+import numpy as np
+import pytest
+
+from clip_jax import config as c
+from clip_jax.data import pipeline, records, scenes
+from clip_jax.data import tokenizer as tokenizer_lib
+
+CONFIG = c.Config(
+  seed=3,
+  model=c.Model(
+    image=c.Vision(resolution=24, patch=8, width=16, layers=1, heads=2),
+    text=c.Text(context_length=10, vocab_size=49408, width=16, layers=1, heads=2),
+  ),
+  preprocess=c.Preprocess(train_short_side=28),
+  data=c.Data(
+    sources=(
+      c.Source(kind="scenes", records=40, weight=3.0),
+      c.Source(kind="digits", weight=1.0),
+    ),
+    batch_pairs=16,
+  ),
+)
+SOURCES = [scenes.Scenes("train", 40), scenes.Digits("train")]
+
+
+def _batches(count, config=CONFIG, sources=None, start=0, host=0, hosts=1):
+  stream = pipeline.host_batches(
+    config, sources or SOURCES, tokenizer_lib.original(), start, host, hosts
+  )
+  return list(itertools.islice(stream, count))
+
+
+def _with_workers(workers):
+  return dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, workers=workers))
+
+
+def _assert_same(a, b):
+  assert len(a) == len(b)
+  for x, y in zip(a, b, strict=True):
+    assert x.keys() == y.keys()
+    for name in x:
+      np.testing.assert_array_equal(x[name], y[name])
+
+
+@pytest.fixture(scope="module")
+def reference():
+  return _batches(12)
+
+
+def test_shapes_and_dtypes(reference):
+  batch = reference[0]
+  assert batch["image"].shape == (16, 24, 24, 3)
+  assert batch["image"].dtype == np.uint8
+  assert batch["tokens"].shape == (16, 10)
+  assert batch["tokens"].dtype == np.int32
+  assert (batch["tokens"][:, 0] == 49406).all()
+  assert not batch["bad"].any()
+
+
+def test_two_runs_agree(reference):
+  _assert_same(_batches(12), reference)
+
+
+def test_every_restart_continues(reference):
+  """Drill 2: restored at every step, images and captions (the random draws) included."""
+  for start in range(12):
+    _assert_same(_batches(12 - start, start=start), reference[start:])
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+@pytest.mark.parametrize("start", [0, 5])
+def test_any_number_of_hosts_agrees(reference, hosts, start):
+  """Drill 3: the hosts' rows, one host after the other, are the one host's batch."""
+  parts = [_batches(4, start=start, host=host, hosts=hosts) for host in range(hosts)]
+  for step, rows in enumerate(zip(*parts, strict=True)):
+    joined = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    _assert_same([joined], [reference[start + step]])
+
+
+def test_worker_processes_agree(reference):
+  _assert_same(_batches(6, _with_workers(2)), reference[:6])
+  _assert_same(_batches(3, _with_workers(2), start=5, host=1, hosts=2), [
+    {name: value[8:] for name, value in batch.items()} for batch in reference[5:8]
+  ])  # fmt: skip
+
+
+def test_the_seed_changes_the_order_and_nothing_is_constant(reference):
+  other = _batches(1, dataclasses.replace(CONFIG, seed=4))[0]
+  assert (other["record"] != reference[0]["record"]).any()
+  assert (reference[0]["image"] != reference[1]["image"]).any()
+
+
+def test_epochs_are_exact():
+  """Each record once an epoch, in a new order every epoch, across batches."""
+  data = dataclasses.replace(CONFIG.data, sources=CONFIG.data.sources[:1])
+  config = dataclasses.replace(CONFIG, data=data)
+  seen = np.concatenate([b["record"] for b in _batches(10, config, SOURCES[:1])])
+  epochs = seen[:160].reshape(4, 40)
+  for epoch in epochs:
+    assert sorted(epoch) == list(range(40))
+  assert (epochs[0] != epochs[1]).any()
+
+
+def test_the_mixture_has_its_weights():
+  source = np.concatenate([b["source"] for b in _batches(50)])
+  np.testing.assert_allclose((source == 0).mean(), 0.75, atol=0.02)
+
+
+def test_captions_and_crops_are_drawn_anew_at_every_visit():
+  one = [records.MemorySource([SOURCES[0][0]], "one")]
+  data = dataclasses.replace(CONFIG.data, sources=CONFIG.data.sources[:1])
+  batch = _batches(1, dataclasses.replace(CONFIG, data=data), one)[0]
+  assert len(np.unique(batch["tokens"], axis=0)) > 1
+  assert len(np.unique(batch["image"].reshape(16, -1), axis=0)) > 1
+
+
+def test_hosts_must_divide_the_batch():
+  with pytest.raises(ValueError, match="16 does not split over 3 hosts"):
+    _batches(1, hosts=3)
+
+
+class _Hostile(records.MemorySource):
+  """Records 0, 20, 40, ... are bad in four ways (drill 5: 5 %)."""
+
+  def __getitem__(self, index):
+    record = super().__getitem__(index)
+    if index % 20:
+      return record
+    kind = index // 20 % 4
+    if kind == 0:
+      raise StopIteration
+    if kind == 1:
+      return dataclasses.replace(record, image=b"not an image")
+    if kind == 2:
+      return dataclasses.replace(record, captions=(" ",))
+    raise OSError("the disk says no")
+
+
+def _hostile_sources():
+  drawn = scenes.Scenes("train", 400)
+  return [_Hostile([drawn[i] for i in range(400)], "hostile")]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_records_are_replaced_and_counted_exactly(workers):
+  data = dataclasses.replace(
+    CONFIG.data, sources=CONFIG.data.sources[:1], workers=workers, batch_pairs=20
+  )
+  config = dataclasses.replace(CONFIG, data=data)
+  batches = _batches(20, config, _hostile_sources())
+  assert sum((b["bad"] != 0).sum() for b in batches) == 20
+  causes = np.concatenate([b["bad"][b["bad"] != 0] for b in batches])
+  assert len(np.unique(causes)) == 4
+  halves = [_batches(20, config, _hostile_sources(), host=h, hosts=2) for h in range(2)]
+  for step, rows in enumerate(zip(*halves, strict=True)):
+    joined = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    _assert_same([joined], [batches[step]])
+
+
+def test_too_many_bad_records_stop_the_run_and_are_named():
+  sources = _hostile_sources()
+  bad = pipeline.BadRecords(sources, c.Data(max_bad_fraction=0.01))
+  data = dataclasses.replace(CONFIG.data, sources=CONFIG.data.sources[:1])
+  batches = _batches(40, dataclasses.replace(CONFIG, data=data), sources)
+
+  def count_all():
+    for batch in batches:
+      bad.name(batch)
+      bad.count(int((batch["bad"] != 0).sum()), len(batch["bad"]))
+
+  with pytest.raises(pipeline.DataError, match=r"1\d of \d+ records are bad.*hostile"):
+    count_all()
+  assert bad.counts()["bad_records"] > 10
+
+
+MUTATIONS = {
+  "seed": lambda k: dataclasses.replace(k, seed=9),
+  "batch_pairs": lambda k: _replace_data(k, batch_pairs=32),
+  "context_length": lambda k: dataclasses.replace(
+    k, model=dataclasses.replace(k.model, text=dataclasses.replace(k.model.text, context_length=9))
+  ),
+  "resolution": lambda k: dataclasses.replace(
+    k, model=dataclasses.replace(k.model, image=dataclasses.replace(k.model.image, resolution=32))
+  ),
+  "train_short_side": lambda k: dataclasses.replace(k, preprocess=c.Preprocess()),
+  "sources": lambda k: _replace_data(
+    k, sources=(dataclasses.replace(k.data.sources[0], weight=2.0), k.data.sources[1])
+  ),
+}
+
+
+def _replace_data(config, **fields):
+  return dataclasses.replace(config, data=dataclasses.replace(config.data, **fields))
+
+
+@pytest.mark.parametrize("field", MUTATIONS)
+def test_the_fingerprint_names_each_change(field):
+  """Drill 4, with another dataset and another vocabulary below."""
+  tokenizer = tokenizer_lib.original()
+  before = pipeline.fingerprint(CONFIG, SOURCES, tokenizer)
+  after = pipeline.fingerprint(MUTATIONS[field](CONFIG), SOURCES, tokenizer)
+  assert {name for name in before if before[name] != after[name]} == {field}
+
+
+def test_the_fingerprint_sees_the_records_and_the_vocabulary():
+  tokenizer = tokenizer_lib.original()
+  before = pipeline.fingerprint(CONFIG, SOURCES, tokenizer)
+  others = [scenes.Scenes("train", 41), SOURCES[1]]
+  assert pipeline.fingerprint(CONFIG, others, tokenizer)["sources"] != before["sources"]
+  small = tokenizer_lib.train(["a red circle", "a blue square"], 530)
+  assert pipeline.fingerprint(CONFIG, SOURCES, small)["tokenizer"] != before["tokenizer"]
+
+
+def test_the_prefetcher_hands_on_batches_and_errors():
+  def batches():
+    yield 1
+    yield 2
+    raise RuntimeError("worker 3 was killed")
+
+  stream = pipeline.Prefetcher(batches(), lambda x: 10 * x, depth=1)
+  assert (next(stream), next(stream)) == (10, 20)
+  with pytest.raises(RuntimeError, match="worker 3 was killed"):
+    next(stream)
+  stream.close()
+
+
+def test_the_prefetcher_does_not_wait_for_ever():
+  release = threading.Event()
+
+  def hangs():
+    release.wait()
+    yield 1
+
+  stream = pipeline.Prefetcher(hangs(), lambda x: x, depth=1, stall_seconds=0.05)
+  with pytest.raises(pipeline.DataError, match="no batch for"):
+    next(stream)
+  release.set()
+  stream.close()
+
+
+def test_an_endless_stream_that_ends_is_an_error():
+  stream = pipeline.Prefetcher(iter([]), lambda x: x, depth=1)
+  with pytest.raises(RuntimeError, match="the loader ended"):
+    next(stream)
+  stream.close()
+
+
+def test_scenes_need_a_count():
+  with pytest.raises(ValueError, match="needs records"):
+    pipeline.open_source(c.Source(kind="scenes"), 32, 0)

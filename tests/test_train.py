@@ -1,0 +1,281 @@
+"""The loop: kill it however you like, and the resumed run is bit for bit the unbroken one."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import rich.console
+
+from clip_jax import checkpoint, cli, metrics, train
+from clip_jax import config as c
+from clip_jax.data import pipeline, records
+
+STEPS = 60
+EXPERIMENT = """
+from clip_jax import config as c
+
+def get_config():
+  return c.to_config_dict(c.Config(
+    name="tiny",
+    steps=60,
+    log_every_steps=1,
+    model=c.Model(
+      image=c.Vision(resolution=32, patch=8, width=16, layers=1, heads=2),
+      text=c.Text(context_length=20, vocab_size=600, width=16, layers=1, heads=2),
+      embed_dim=8,
+    ),
+    data=c.Data(
+      sources=(c.Source("scenes", records=200), c.Source("digits")),
+      batch_pairs=16,
+      tokenizer="train",
+    ),
+    optimizer=c.Optimizer(learning_rate=1e-3, warmup_steps=5),
+    evaluation=c.Evaluation(
+      (c.Task("d", "zero_shot", c.Source("digits", split="test"), "digits"),)
+    ),
+    checkpoint=c.Checkpoint(every_steps=5, keep=20),
+  ))
+"""
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+  path = tmp_path_factory.mktemp("experiment") / "tiny.py"
+  path.write_text(EXPERIMENT)
+  return path
+
+
+@pytest.fixture
+def config(experiment):
+  return cli.load_config(str(experiment), [])
+
+
+def _environment():
+  return {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+
+
+def _start(experiment, workdir, *more):
+  words = ["train", "--config", str(experiment), "--workdir", str(workdir), *more]
+  return subprocess.Popen(
+    [sys.executable, "-m", "clip_jax.cli", *words],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    env=_environment(),
+  )
+
+
+def _wait_for_step(workdir: pathlib.Path, step: int, process) -> None:
+  """Returns as soon as the metrics of that step are on the disk."""
+  while process.poll() is None:
+    lines = metrics.read(workdir) if workdir.exists() else []
+    if any(line["step"] >= step for line in lines):
+      return
+    time.sleep(0.01)
+  raise AssertionError(f"ended before step {step}: {process.stdout.read()}")
+
+
+def _leaves(workdir):
+  checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
+  last = checkpoints.steps()[-1]
+  meta = checkpoints.meta(last)
+  checkpoints.close()
+  return last, meta["leaves"]
+
+
+def _history(workdir):
+  """{step: (loss, gradient norm)} as written."""
+  lines = [line for line in metrics.read(workdir) if "train/loss" in line]
+  history = {line["step"]: (line["train/loss"], line["train/gradient_norm"]) for line in lines}
+  assert len(history) == len(lines), "a step was written twice"
+  return history
+
+
+@pytest.fixture(scope="module")
+def unbroken(experiment, tmp_path_factory):
+  """The workdir of a run of 60 steps that nothing disturbed."""
+  workdir = tmp_path_factory.mktemp("unbroken")
+  process = _start(experiment, workdir)
+  output = process.communicate()[0]
+  assert process.returncode == 0, output
+  return workdir
+
+
+def test_a_finished_run_leaves_everything(unbroken):
+  assert _leaves(unbroken)[0] == STEPS
+  assert sorted(_history(unbroken)) == list(range(1, STEPS + 1))
+  results = json.loads((unbroken / "results.json").read_text())
+  assert results["step"] == STEPS
+  assert 0 <= results["figures"]["eval/d/top1"] <= 1
+  assert "<html" in (unbroken / "report.html").read_text()
+  assert list((unbroken / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_twice_and_resumed_is_bit_for_bit_the_same(experiment, unbroken, tmp_path, kill):
+  """Drills 18, 20, 21 in one process: parameters, optimizer, data order, every step's loss."""
+  workdir = tmp_path / "run"
+  for step in (12, 25):
+    process = _start(experiment, workdir)
+    _wait_for_step(workdir, step, process)
+    process.send_signal(kill)
+    output = process.communicate()[0]
+    if kill == signal.SIGTERM:
+      assert process.returncode == 0, output
+      assert re.search(r"stopped at step \d+ and saved", output.replace("\n", " ")), output
+      saved = _leaves(workdir)[0]
+      assert step <= saved <= step + 6  # the steps under way, none lost
+      assert max(_history(workdir)) == saved
+    else:
+      assert process.returncode == -signal.SIGKILL, output
+  process = _start(experiment, workdir)
+  output = process.communicate()[0]
+  assert process.returncode == 0, output
+  assert _leaves(workdir) == _leaves(unbroken)
+  assert _history(workdir) == _history(unbroken)
+
+
+def _run(config, workdir, **more):
+  return train.train(config, workdir, rich.console.Console(quiet=True), **more)
+
+
+def _short(config, steps=6, **data):
+  return dataclasses.replace(config, steps=steps, data=dataclasses.replace(config.data, **data))
+
+
+@pytest.fixture(scope="module")
+def trained(experiment, tmp_path_factory):
+  """A workdir with 6 of 6 steps, trained on 8 devices, and its config."""
+  config = _short(cli.load_config(str(experiment), []))
+  workdir = tmp_path_factory.mktemp("trained")
+  assert _run(config, workdir)
+  return config, workdir
+
+
+CHANGES = {
+  "config.seed": lambda k: dataclasses.replace(k, seed=1),
+  "config.steps": lambda k: dataclasses.replace(k, steps=9),
+  "config.model.embed_dim": lambda k: dataclasses.replace(
+    k, model=dataclasses.replace(k.model, embed_dim=16)
+  ),
+  "config.model.activation": lambda k: dataclasses.replace(
+    k, model=dataclasses.replace(k.model, activation="gelu")
+  ),
+  "config.optimizer.learning_rate": lambda k: dataclasses.replace(
+    k, optimizer=dataclasses.replace(k.optimizer, learning_rate=1.0)
+  ),
+  "config.preprocess.mean": lambda k: dataclasses.replace(
+    k, preprocess=c.Preprocess(mean=(0.5, 0.5, 0.5))
+  ),
+  "data.batch_pairs": lambda k: _short(k, batch_pairs=32),
+  "data.sources": lambda k: _short(
+    k, sources=(c.Source("scenes", records=201), c.Source("digits"))
+  ),
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_another_run_is_refused_by_field(trained, field):
+  config, workdir = trained
+  with pytest.raises(train.TrainingError, match=rf"{field} was .*--accept-changes"):
+    _run(CHANGES[field](config), workdir)
+
+
+def test_accepted_changes_go_on(trained, tmp_path):
+  config, workdir = trained
+  copied = tmp_path / "copy"
+  subprocess.run(["cp", "-r", str(workdir), str(copied)], check=True)
+  assert _run(dataclasses.replace(config, steps=8), copied, accept_changes=True)
+  assert _leaves(copied)[0] == 8
+
+
+def test_what_changes_no_value_is_not_refused(trained):
+  config, workdir = trained
+  assert _run(dataclasses.replace(config, name="another", log_every_steps=3), workdir)
+
+
+def test_a_finished_workdir_trains_no_more(trained):
+  config, workdir = trained
+  before = _leaves(workdir)
+  assert _run(config, workdir)
+  assert _leaves(workdir) == before
+
+
+def test_bad_batch_and_devices_are_told_first(config, tmp_path):
+  with pytest.raises(ValueError, match=r"12 pairs .* 8 devices"):
+    _run(_short(config, batch_pairs=12), tmp_path / "none")
+  assert not (tmp_path / "none").exists()
+
+
+def test_nothing_to_train_on(config, tmp_path):
+  with pytest.raises(ValueError, match=r"config.data.sources: empty"):
+    _run(_short(config, sources=()), tmp_path)
+
+
+def test_a_vocabulary_too_large_for_the_model(config, tmp_path):
+  text = dataclasses.replace(config.model.text, vocab_size=600)
+  small = dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
+  with pytest.raises(ValueError, match=r"vocab_size: 600 is under the tokenizer's 49408"):
+    _run(_short(small, tokenizer="original"), tmp_path)
+
+
+def test_not_finite_for_too_long_ends_the_run(config, tmp_path, monkeypatch):
+  """Drill 16: the run ends, names the step to go on from, and what is saved is finite."""
+  place = train._place
+
+  def poisoned(batch, bad_records, stop, mesh):
+    arrays = place(batch, bad_records, stop, mesh)
+    poisoned.seen += 1
+    if poisoned.seen > 7:
+      nan = np.full(arrays["image"].shape, np.nan, np.float32)
+      arrays["image"] = jax.device_put(nan, arrays["image"].sharding)
+    return arrays
+
+  poisoned.seen = 0
+  monkeypatch.setattr(train, "_place", poisoned)
+  with pytest.raises(train.TrainingError, match=r"10 steps in a row skipped.*step \d+ is the last"):
+    _run(config, tmp_path)
+  checkpoints = checkpoint.Checkpoints(tmp_path, read_only=True)
+  last = checkpoints.steps()[-1]
+  checkpoints.close()
+  assert last >= 5
+  assert [line for line in metrics.read(tmp_path) if line.get("train/loss", 0) is None]
+
+
+def test_a_shard_of_bad_records_ends_the_run(config, tmp_path, monkeypatch):
+  """Drill 6: past the limit the run stops and names them."""
+  text = dataclasses.replace(config.model.text, vocab_size=49408)
+  large = dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
+  only = _short(large, tokenizer="original", sources=(c.Source("scenes", records=200),))
+  read = pipeline.scenes.Scenes.__getitem__
+
+  def failing(every):
+    def getitem(self, index):
+      if index % every == 0:
+        raise OSError("gone")
+      return read(self, index)
+
+    return getitem
+
+  monkeypatch.setattr(pipeline.scenes.Scenes, "__getitem__", failing(every=1))
+  with pytest.raises(records.RecordError, match=r"100 bad records in a row.*storage"):
+    _run(only, tmp_path)
+  monkeypatch.setattr(pipeline.scenes.Scenes, "__getitem__", failing(every=2))
+  with pytest.raises(pipeline.DataError, match=r"\d+ of \d+ records are bad.*storage"):
+    _run(only, tmp_path)
+
+
+def test_a_workdir_without_permission_is_named(config, tmp_path):
+  blocked = tmp_path / "file"
+  blocked.write_text("not a folder")
+  with pytest.raises(OSError, match="file"):
+    _run(config, blocked / "run")
