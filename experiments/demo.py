@@ -2,8 +2,8 @@
 
 Paper: https://arxiv.org/abs/2103.00020, the method at a size that two CPU cores train in minutes.
 Data: 56 of 64 colour-shape compositions, drawn, and handwritten digits (clip_jax/data/scenes.py).
-Model: a stem of three convolutions, because on so few images it learns shapes several times
-faster than patches do; then one layer of width 128, and two of width 64 for texts.
+Model: a stem of three convolutions (it learns shapes from few images sooner than patches do),
+one layer of width 128; two layers of width 64 for texts.
 Expected and measured figures, with cost: experiments/README.md.
 """
 

@@ -45,7 +45,7 @@ PLACES = {
   "bottom": ("at the bottom", "in the lower part"),
   "centre": ("in the centre", "in the middle"),
 }
-# One wording of each row is drawn: a record's captions go from the barest to the fullest.
+# One wording of each row is drawn; a record's captions go from the fullest to the barest.
 WORDINGS = (
   ("{bare}", "{plain}", "{counted}"),
   ("a photo of {plain}", "a picture of {plain}", "a drawing of {plain}", "a photo of {counted}"),
@@ -88,7 +88,7 @@ class Scenes(RecordSource):
   length: records. size: pixels, square, at least 32.
 
   Records: image uint8 [size, size, 3]; six captions, each naming colour and shape, from the
-  barest to the fullest; label "red circle".
+  fullest to the barest; label "red circle".
   Raises: ValueError on an unknown split, a length under 1, a size under 32.
   """
 
@@ -227,7 +227,7 @@ class _Scene:
     return cls(colour, shape, count, extent, dice.pick(tuple(PLACES)), dice.pick(("light", "dark")))
 
   def captions(self, dice: _Dice) -> tuple[str, ...]:
-    """One wording of each row of WORDINGS."""
+    """One wording of each row of WORDINGS, the fullest first."""
     many = self.count > 1
     ending = ("es" if self.shape.endswith("s") else "s") if many else ""
     bare = f"{self.colour} {self.shape}{ending}"
@@ -242,7 +242,7 @@ class _Scene:
       "be": "are" if many else "is",
       "tone": self.tone,
     }
-    return tuple(dice.pick(row).format_map(fields) for row in WORDINGS)
+    return tuple(dice.pick(row).format_map(fields) for row in WORDINGS)[::-1]
 
 
 def _paint(scene: _Scene, dice: _Dice, noise_SS: np.ndarray) -> np.ndarray:

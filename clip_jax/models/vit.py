@@ -89,7 +89,15 @@ class _ConvolutionStem(nn.Module):
     levels = self.patch.bit_length() - 1
     for level in range(levels):
       channels = self.width >> (levels - 1 - level)
-      x_BRRC = nn.Conv(channels, (3, 3), strides=2, dtype=self.dtype, name=f"conv_{level}")(x_BRRC)
+      convolution = nn.Conv(
+        channels,
+        (3, 3),
+        strides=2,
+        dtype=self.dtype,
+        kernel_init=nn.initializers.he_normal(),
+        name=f"conv_{level}",
+      )
+      x_BRRC = convolution(x_BRRC)
       x_BRRC = transformer.activate(x_BRRC, self.activation)
     x_BSC = x_BRRC.reshape(x_BRRC.shape[0], -1, self.width)
     return nn.Dense(self.width, dtype=self.dtype, name="project")(x_BSC)
