@@ -231,3 +231,33 @@ def test_wrong_shapes_are_named():
     jax.eval_shape(clip.CLIP(SMALL).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)), tokens_BL)
   with pytest.raises(ValueError, match=r"tokens are \(1, 5\)"):
     jax.eval_shape(clip.CLIP(SMALL).init, jax.random.key(0), image_BRR3, jnp.zeros((1, 5), int))
+
+
+@pytest.mark.parametrize("stem", ["patch", "convolution"])
+def test_flops_are_the_compilers(stem):
+  """Within a tenth of XLA's own count, which has the norms and activations too."""
+  config = c.Model(
+    image=c.Vision(resolution=64, patch=16, stem=stem, width=128, layers=2, heads=4),
+    text=c.Text(context_length=32, vocab_size=100, width=128, layers=2, heads=4),
+    embed_dim=64,
+  )
+  image = jax.ShapeDtypeStruct((4, 64, 64, 3), jnp.float32)
+  tokens = jax.ShapeDtypeStruct((4, 32), jnp.int32)
+  params = jax.eval_shape(clip.CLIP(config).init, jax.random.key(0), image, tokens)
+  compiled = jax.jit(clip.CLIP(config).apply).lower(params, image, tokens).compile()
+  expected = pytest.approx(4 * clip.flops_per_pair(config), rel=0.1)
+  assert compiled.cost_analysis()["flops"] == expected
+
+
+def test_the_convolutional_stem_sees_the_whole_image():
+  """Each pixel reaches the embedding, and the stem has one output a patch."""
+  vision = dataclasses.replace(SMALL.image, stem="convolution")
+  config = dataclasses.replace(SMALL, image=vision)
+  image_BRR3, tokens_BL = _inputs(1)
+  variables = jax.jit(clip.CLIP(config).init)(jax.random.key(0), image_BRR3, tokens_BL)
+  assert variables["params"]["image"]["positional_embedding"].shape == (10, 32)
+
+  def total(image_BRR3):
+    return clip.CLIP(config).apply(variables, image_BRR3, method="encode_image")[0, :8].sum()
+
+  assert (jnp.abs(jax.jit(jax.grad(total))(image_BRR3)).max(-1) > 0).all()

@@ -4,7 +4,7 @@ A word is its UTF-8 bytes, each written as one printable character, the last one
 vocabulary is a list of merges: the pairs of neighbouring symbols that become one, first ones first.
 Ids: 0..255 the bytes, 256..511 the same at a word's end, 512.. the merges.
 
-Source: Sennrich et al. 2016 (arXiv 1508.07909), section 3.2; on bytes as Radford et al. 2019 (GPT-2),
+Source: Sennrich et al. 2016 (arXiv 1508.07909), section 3.2; on bytes as in GPT-2 (2019),
 section 2.2. The order of ids is that of openai/CLIP.
 """
 

@@ -277,9 +277,9 @@ def _clean(text: str) -> str:
   Most texts need little of it. Plain ASCII is only put in lower case. Other plain text goes through
   the four steps of ftfy that can change it, until they do not; ftfy itself gets the rest.
   """
-  if text.isascii() and "&" not in text:
-    if text.isprintable() or not _ASCII_CONTROL.search(text):
-      return text.lower()
+  simple = text.isascii() and "&" not in text
+  if simple and (text.isprintable() or not _ASCII_CONTROL.search(text)):
+    return text.lower()
   fixed = text
   while _is_plain(fixed):
     before = fixed
@@ -318,7 +318,7 @@ def _pair(line: str, index: int) -> Pair:
 
 
 def _json_fields(text: str) -> dict[str, Any]:
-  """The fields of a tokenizer's JSON. Raises: TokenizerError naming one that is not as it should."""
+  """The fields of a tokenizer's JSON. Raises: TokenizerError naming one that is wrong."""
   try:
     fields = json.loads(text)
   except ValueError as error:
