@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
   return c.to_config_dict(
     c.Config(
       name="demo",
-      steps=2000,
+      steps=3000,
       model=c.Model(
         image=c.Vision(resolution=32, patch=8, stem="convolution", width=128, layers=1, heads=4),
         text=c.Text(context_length=24, vocab_size=640, width=64, layers=2, heads=2),
@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
         batch_pairs=128,
         tokenizer="train",
       ),
-      optimizer=c.Optimizer(learning_rate=3e-3, warmup_steps=100, weight_decay=0.1),
+      optimizer=c.Optimizer(learning_rate=2e-3, warmup_steps=100, weight_decay=0.1),
       evaluation=c.Evaluation(
         tasks=(
           c.Task("held-out compositions", "zero_shot", held_out, "scenes"),

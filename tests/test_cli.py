@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from test_inference import workdir  # noqa: F401, a fixture
 
 import clip_jax
 from clip_jax import cli
-from tests.test_inference import workdir  # noqa: F401, a fixture
 
 
 @pytest.fixture
