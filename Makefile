@@ -37,7 +37,7 @@ bench: $(VENV)/test-installed ## speed of the demo's step, the pipeline and the 
 	$(BIN)/python tools/bench/pipeline.py
 	$(BIN)/python tools/bench/step.py
 
-prepare: install ## fetch and prepare the real images of experiments/ (310 MB from Debian)
+prepare: install ## fetch and prepare the real images of experiments/ (350 MB from Debian)
 	$(BIN)/python tools/prepare_data.py fashion-mnist data/fashion_mnist
 	$(BIN)/python tools/prepare_data.py clipart data/clipart
 

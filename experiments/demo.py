@@ -19,10 +19,10 @@ def get_config() -> ConfigDict:
   return c.to_config_dict(
     c.Config(
       name="demo",
-      steps=3000,
+      steps=2800,
       model=c.Model(
         image=c.Vision(resolution=32, patch=8, stem="convolution", width=128, layers=1, heads=4),
-        text=c.Text(context_length=24, vocab_size=640, width=64, layers=2, heads=2),
+        text=c.Text(context_length=16, vocab_size=1024, width=64, layers=2, heads=2),
         embed_dim=128,
       ),
       data=c.Data(

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
       steps=2400,
       model=c.Model(
         image=c.Vision(resolution=32, patch=8, stem="convolution", width=128, layers=2, heads=4),
-        text=c.Text(context_length=24, vocab_size=640, width=64, layers=1, heads=2),
+        text=c.Text(context_length=16, vocab_size=1024, width=64, layers=1, heads=2),
         embed_dim=64,
       ),
       data=c.Data(sources=(photos,), batch_pairs=200, tokenizer="train"),

@@ -105,7 +105,7 @@ def test_a_missing_split_names_those_there_are(folder):
     records.ArrayRecordSource(folder, "test")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99}', '{"format": 1}'])
 def test_a_broken_manifest_is_named(folder, text):
   (folder / "manifest.json").write_text(text)
   with pytest.raises(records.RecordError, match=r"manifest.json: (cannot be read|not a manifest)"):

@@ -157,7 +157,8 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
     ) from None
   except (OSError, ValueError) as error:
     raise RecordError(f"{path}: cannot be read ({error}); prepare the data anew") from error
-  if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
+  known = isinstance(manifest, dict) and manifest.get("format") == MANIFEST_FORMAT
+  if not known or not isinstance(manifest.get("splits"), dict):
     raise RecordError(f"{path}: not a manifest of format {MANIFEST_FORMAT}; prepare the data anew")
   return manifest
 

@@ -1,0 +1,1 @@
+"""The rooms behind tools/prepare_data.py: from real images on disk to shards with a manifest."""

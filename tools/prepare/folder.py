@@ -1,0 +1,172 @@
+"""A folder of images with a table of captions: rows of the same image make one record."""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import pathlib
+import posixpath
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from clip_jax.data import images, records
+from tools.prepare import tables
+from tools.prepare.shards import Item, Job, Plan, PrepareError, Rejected, Rejection
+
+NAME = "folder"
+_URL = re.compile(r"^(\w[\w+.-]+:)?//|^(https?|ftp|file|data|gs|s3):", re.IGNORECASE)
+_PIPE = re.compile(r"^pipe:|^\||\|$", re.IGNORECASE)
+_DRIVE = re.compile(r"^[A-Za-z]:|^~")
+
+
+@dataclasses.dataclass
+class _Group:
+  """All good rows of one image."""
+
+  captions: list[str] = dataclasses.field(default_factory=list)
+  label: str | None = None
+  rows: list[str] = dataclasses.field(default_factory=list)
+
+
+def job(
+  root: pathlib.Path,
+  table: pathlib.Path,
+  columns: tuple[str, str, str | None],
+  test_fraction: float,
+  max_side: int,
+) -> Job:
+  """The data set of a folder and its table; `columns` are those of image, caption and label.
+
+  Raises: PrepareError for a table that cannot be read or a folder that is none; OSError.
+  """
+  if not root.is_dir():
+    raise PrepareError(f"{root}: no such folder of images")
+  groups: dict[str, _Group] = {}
+  rejected: list[Rejection] = []
+  for row in tables.read(table, [name for name in columns if name is not None]):
+    if isinstance(row, Rejection):
+      rejected.append(row)
+      continue
+    try:
+      _add(groups, row)
+    except Rejected as error:
+      rejected.append(Rejection(row.where, error.reason, error.detail))
+  classes = sorted({group.label for group in groups.values() if group.label})
+  items = [
+    Item(
+      key=name,
+      splits=("test" if _share(name) < test_fraction else "train",),
+      load=functools.partial(_record, root, name, group, max_side),
+      origins=tuple(group.rows),
+    )
+    for name, group in groups.items()
+  ]
+  return Job(
+    name=NAME,
+    description=f"images of {root.name} with the captions of {table.name}",
+    licence="not stated",
+    source={
+      "table": hashlib.sha256(table.read_bytes()).hexdigest(),
+      "images": _stamp(root, list(groups)),
+    },
+    settings={"columns": list(columns), "test_fraction": test_fraction, "max_side": max_side},
+    plan=lambda progress: Plan(items, rejected, classes),
+  )
+
+
+def _add(groups: dict[str, _Group], row: tables.Row) -> None:
+  """Puts a row with its image. Raises: Rejected."""
+  name = _safe_name(row.fields[0])
+  found = _captions(row.fields[1])
+  label = _text(row.fields[2], "label") if len(row.fields) > 2 else ""
+  group = groups.get(name, _Group(label=label or None))
+  if group.label != (label or None):
+    raise Rejected("label", f"{name}: {label!r} here, {group.label!r} in {group.rows[0]}")
+  fresh = [caption for caption in found if caption not in group.captions]
+  if not fresh:
+    raise Rejected("repeated", f"{name}: the same caption as before")
+  groups[name] = group
+  group.captions += fresh
+  group.rows.append(row.where)
+
+
+def _captions(value: Any) -> list[str]:
+  texts = [_text(v, "caption") for v in (value if isinstance(value, list) else [value])]
+  found = [text for text in dict.fromkeys(texts) if text and text.casefold() != "nan"]
+  if not found:
+    raise Rejected("empty_caption")
+  return found
+
+
+def _text(value: Any, what: str) -> str:
+  if value is None:
+    return ""
+  if not isinstance(value, str):
+    raise Rejected("type", f"the {what} is {type(value).__name__}, not text")
+  return " ".join(value.split())
+
+
+def _safe_name(value: Any) -> str:
+  """A path below the folder, plain. Raises: Rejected for what is none; it is not looked up."""
+  if not isinstance(value, str) or not value.strip():
+    raise Rejected("no_image", f"{value!r} names no image")
+  name = value.strip()
+  shown = name[:200]
+  if _URL.search(name):
+    raise Rejected("url", f"{shown}: addresses are never fetched; download the images first")
+  if _PIPE.search(name):
+    raise Rejected("pipe", f"{shown}: commands are never run")
+  normal = posixpath.normpath(name.replace("\\", "/"))
+  outside = normal.startswith(("/", "../")) or normal in ("..", ".") or _DRIVE.search(name)
+  if outside or not name.isprintable():
+    raise Rejected("path", f"{shown!r} is no path below the folder")
+  return normal
+
+
+def _find(root: pathlib.Path, name: str) -> pathlib.Path:
+  """The file of that name, links followed. Raises: Rejected when it is not below `root`."""
+  try:
+    path = (root / name).resolve()
+    if not path.is_relative_to(root.resolve()):
+      raise Rejected("path", f"{name}: a link that leads out of the folder")
+    if not path.exists():
+      raise Rejected("missing_file", f"{name}: not in {root}")
+    if not path.is_file():
+      raise Rejected("not_a_file", f"{name}: no plain file")
+  except (OSError, RuntimeError) as error:  # too long a name, a circle of links
+    raise Rejected("storage", f"{name}: {error}") from error
+  return path
+
+
+def _record(root: pathlib.Path, name: str, group: _Group, max_side: int) -> records.Record:
+  """Reads, checks and (with max_side) reduces one image. Raises: Rejected, ImageError."""
+  path = _find(root, name)
+  image = images.as_image(path)
+  data = path.read_bytes()
+  if max_side and max(image.size) > max_side:
+    kind = "JPEG" if data[:3] == b"\xff\xd8\xff" else "PNG"
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    image.save(out, kind, quality=95)
+    data = out.getvalue()
+  return records.Record(name, data, tuple(group.captions), group.label)
+
+
+def _share(name: str) -> float:
+  """A number from 0 to 1 that is the name's own."""
+  return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
+
+
+def _stamp(root: pathlib.Path, names: Sequence[str]) -> str:
+  """Changes when an image does: sha256 over names, sizes and times of change."""
+  digest = hashlib.sha256()
+  for name in names:
+    try:
+      status = _find(root, name).stat()
+      digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    except (Rejected, OSError):
+      digest.update(f"{name} -\n".encode())
+  return digest.hexdigest()
