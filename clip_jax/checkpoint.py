@@ -51,7 +51,7 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
       max_to_keep=None if read_only else keep,
       create=not read_only,
-      read_only=read_only,
+      save_root_metadata=False,
       cleanup_tmp_directories=not read_only,
       atomicity_options=commit,
     )

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
   return c.to_config_dict(
     c.Config(
       name="demo",
-      steps=2800,
+      steps=2600,
       model=c.Model(
         image=c.Vision(resolution=32, patch=8, stem="convolution", width=128, layers=1, heads=4),
         text=c.Text(context_length=16, vocab_size=1024, width=64, layers=2, heads=2),
@@ -40,8 +40,8 @@ def get_config() -> ConfigDict:
           c.Task("handwritten digits", "zero_shot", digits, "digits"),
           c.Task("scenes", "retrieval", pairs),
         ),
-        every_steps=500,
+        every_steps=520,
       ),
-      checkpoint=c.Checkpoint(every_steps=500),
+      checkpoint=c.Checkpoint(every_steps=520),
     )
   )

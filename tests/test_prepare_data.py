@@ -592,6 +592,50 @@ def test_clip_art_and_stamps(tmp_path):
   assert images.decode(boat.image).size == (20, 30)
 
 
+@pytest.mark.parametrize(
+  ("entities", "name", "kept"),
+  [
+    ('<!ENTITY a "lol"><!ENTITY b "&a;&a;&a;">', "b", False),
+    ('<!ENTITY x SYSTEM "file:///etc/passwd">', "x", False),
+    (f'<!ENTITY x "{"a" * 1000}">', "x", False),
+    ('<!ENTITY % x "boat">', "amp", False),
+    ('<!ENTITY x "boat">', "x", True),  # as drawing programs abbreviate namespaces
+  ],
+)
+def test_entities_that_could_grow_or_read_files_are_refused(tmp_path, entities, name, kept):
+  _art_tree(tmp_path / "tree")
+  _clip(tmp_path / "tree", "things/zebra", 60, f"A green &{name};")
+  path = tmp_path / "tree/usr/share/openclipart/svg/things/zebra.svg"
+  path.write_text(path.read_text().replace("<svg", f"<!DOCTYPE svg [{entities}]><svg", 1))
+  assert _clipart(tmp_path) == 0
+  found = {r.key: r.captions for s in ("train", "test") for r in _all(tmp_path / "out", s)}
+  assert _rejected(tmp_path / "out").get("openclipart/things/zebra") == (
+    None if kept else "no_metadata"
+  )
+  assert found.get("openclipart/things/zebra") == (("A green boat",) if kept else None)
+
+
+def test_the_manifest_counts_records_and_captions(tmp_path):
+  _art_tree(tmp_path / "tree")
+  assert _clipart(tmp_path) == 0
+  manifest = _manifest(tmp_path / "out")
+  assert manifest["inputs"] == manifest["kept"] + sum(manifest["rejected"].values())
+  for name, split in manifest["splits"].items():
+    found = _all(tmp_path / "out", name)
+    assert split["records"] == len(found)
+    assert split["captions"] == sum(len(r.captions) for r in found)
+
+
+def test_packages_may_stand_in_folders_of_their_own(tmp_path):
+  _art_tree(tmp_path / "all")
+  for part in ("openclipart/png", "openclipart/svg", "tuxpaint"):
+    source, name = tmp_path / "all/usr/share" / part, part.replace("/", "-")
+    target = tmp_path / f"tree/debs/{name}/usr/share" / part
+    target.parent.mkdir(parents=True)
+    source.rename(target)
+  assert _clipart(tmp_path) == 0
+
+
 def test_no_test_picture_or_caption_is_in_training(tmp_path):
   _art_tree(tmp_path / "tree")
   _clip(tmp_path / "tree", "more/boat", 300, "red  BOAT")  # the caption of another picture

@@ -5,14 +5,17 @@ Inkscape". Such a text is dropped, and counted under a reason; where a title is 
 collection, the words of the file's name stand in for it.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import re
 import xml.etree.ElementTree as ElementTree
+import xml.parsers.expat
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 _MAX_LETTERS = 200  # of a description; the rest is cut at the end of a sentence or word
+_MAX_ENTITY = 300  # characters
 _KEYWORDS = 6
 _COLLECTION = 3  # a title or description on so many pictures is looked at with suspicion
 _EVERYWHERE = 10  # a description on so many pictures is none of any of them
@@ -50,8 +53,10 @@ class Metadata:
 
 
 def read_metadata(path: pathlib.Path) -> Metadata:
-  """The Dublin Core of an SVG's RDF. Raises: ElementTree.ParseError, OSError."""
-  work = next((e for e in ElementTree.parse(path).iter() if _tag(e) == "Work"), None)
+  """The Dublin Core of an SVG's RDF. Raises: ElementTree.ParseError, ValueError, OSError."""
+  data = path.read_bytes()
+  _refuse_entities(data)
+  work = next((e for e in ElementTree.fromstring(data).iter() if _tag(e) == "Work"), None)
   parts = {_tag(e): e for e in work} if work is not None else {}
   texts = {name: "".join(part.itertext()) for name, part in parts.items()}
   subject = parts.get("subject", ())
@@ -62,6 +67,30 @@ def read_metadata(path: pathlib.Path) -> Metadata:
     keywords=tuple(k for k in keywords if k),
     creator=tidy(texts.get("creator", "")),
   )
+
+
+class _PrologIsOver(Exception):
+  pass
+
+
+def _refuse_entities(data: bytes) -> None:
+  """Raises: ValueError for entities that name a file, or that could grow when they are expanded.
+
+  Short plain ones stay: drawing programs abbreviate the names of their namespaces so.
+  """
+
+  def check(name: str, is_parameter: int, value: str | None, *place: str | None) -> None:
+    if is_parameter or value is None or "&" in value or len(value) > _MAX_ENTITY:
+      raise ValueError(f"entity {name!r} in its DOCTYPE, which is not expanded")
+
+  def stop(*unused: object) -> None:
+    raise _PrologIsOver
+
+  parser = xml.parsers.expat.ParserCreate()
+  parser.EntityDeclHandler = check
+  parser.StartElementHandler = stop
+  with contextlib.suppress(_PrologIsOver, xml.parsers.expat.ExpatError):  # ElementTree says it
+    parser.Parse(data, True)
 
 
 def of_clip_art(

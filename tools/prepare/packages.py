@@ -84,7 +84,7 @@ def _unpacked(name: str, want: Wanted, given: pathlib.Path | None) -> pathlib.Pa
   if given is None:
     return None
   try:
-    folders = [given, *(path for path in sorted(given.iterdir()) if path.is_dir())]
+    folders = _near(given)
   except OSError as error:
     raise PrepareError(f"{given}: {error.strerror}; --packages wants a folder") from error
   for folder in folders:
@@ -94,8 +94,19 @@ def _unpacked(name: str, want: Wanted, given: pathlib.Path | None) -> pathlib.Pa
   return None
 
 
+def _near(folder: pathlib.Path) -> list[pathlib.Path]:
+  """A folder and, unless it is the system's root, the folders in it and in those."""
+  children = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+  if folder.resolve() == pathlib.Path("/"):
+    return [folder]
+  readable = [path for path in children if os.access(path, os.R_OK | os.X_OK)]
+  below = [path for child in readable for path in sorted(child.iterdir()) if path.is_dir()]
+  return [folder, *children, *below]
+
+
 def _deb(name: str, folder: pathlib.Path) -> pathlib.Path | None:
-  found = sorted(folder.glob(f"{name}_*.deb")) if folder.is_dir() else []
+  folders = _near(folder) if folder.is_dir() else []
+  found = [path for near in folders for path in sorted(near.glob(f"{name}_*.deb"))]
   if len(found) > 1:
     names = ", ".join(path.name for path in found)
     raise PrepareError(f"{folder}: more than one {name} ({names}); leave one of them")

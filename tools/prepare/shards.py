@@ -111,7 +111,7 @@ def finished(folder: pathlib.Path, identity: Mapping[str, Any]) -> dict[str, Any
     parts = [shard for split in manifest["splits"].values() for shard in split["shards"]]
     whole = all((folder / s["file"]).stat().st_size == s["bytes"] for s in parts)
     found = manifest["identity"]
-  except (records.RecordError, KeyError, OSError):
+  except (records.RecordError, KeyError, TypeError, AttributeError, OSError):
     return None
   same = all(found.get(key) == value for key, value in identity.items())
   return manifest if whole and same else None
@@ -165,6 +165,7 @@ def _manifest(
     "splits": {
       split: {
         "records": sum(shard["records"] for shard in shards),
+        "captions": sum(shard["captions"] for shard in shards),
         "shards": [{field: shard[field] for field in fields} for shard in shards],
       }
       for split, shards in done.items()
@@ -242,14 +243,16 @@ def _write_shard(
 ) -> dict[str, Any]:
   """Writes one shard and, once it is complete, its entry. Returns the entry."""
   temporary = path.with_name(path.name + ".tmp")
-  kept, written, rejected = 0, 0, []
+  kept, written, written_captions, rejected = 0, 0, 0, []
   try:
     writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
     for item in items:
       counted = split == item.splits[0]
       try:
-        writer.write(records.pack(item.load()))
+        record = item.load()
+        writer.write(records.pack(record))
         written, kept = written + 1, kept + counted * len(item.inputs)
+        written_captions += len(record.captions)
       except (Rejected, images.ImageError, UnicodeEncodeError) as error:
         reason = _reason(error)
         rejected += [[name, reason, str(error)] for name in item.inputs if counted]
@@ -269,6 +272,7 @@ def _write_shard(
     "records": written,
     "bytes": temporary.stat().st_size,
     "sha256": _sha256(temporary),
+    "captions": written_captions,
     "kept": kept,
     "rejected": rejected,
   }
