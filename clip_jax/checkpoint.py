@@ -6,6 +6,7 @@ checksum). Orbax does not notice changed bits in array data, so the checksums ar
 every restore.
 """
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -117,7 +118,8 @@ class Checkpoints:
     try:
       self.wait()
     finally:
-      self._manager.close()
+      with contextlib.suppress(Exception):  # orbax repeats a failure that `wait` has told
+        self._manager.close()
 
   def meta(self, step: int) -> dict[str, Any]:
     """The facts page of one step. Raises: CheckpointError when it cannot be read."""

@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   overrides = [word for word in rest if word.startswith("--config.")]
   unknown = [word for word in rest if word not in overrides]
   logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-  logging.getLogger("absl").setLevel(logging.ERROR)
+  for name in ("absl", "asyncio"):  # Orbax's own accounts of an error that is told below
+    logging.getLogger(name).setLevel(logging.ERROR if options.debug else logging.CRITICAL)
   try:
     if unknown or (overrides and options.verb != "train"):
       words = " ".join(unknown or overrides)
@@ -47,6 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
       raise
     print(f"error: {_one_line(error)}", file=sys.stderr)
     return 2
+
+
+def run() -> None:
+  """The console command. An error's line is its last word: no library's farewell follows it."""
+  code = main()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if code:
+    os._exit(code)
 
 
 def _one_line(error: Exception) -> str:
@@ -244,4 +254,4 @@ def _embed(options: argparse.Namespace, _: Sequence[str]) -> int:
 _VERBS = {"train": _train, "evaluate": _evaluate, "classify": _classify, "embed": _embed}
 
 if __name__ == "__main__":
-  sys.exit(main())
+  run()

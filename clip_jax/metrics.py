@@ -68,9 +68,9 @@ class Log:
     self._task = self._progress.add_task("train", total=config.steps, completed=start_step, note="")
     if self._writes:
       kept = [line for line in read(workdir) if line["step"] <= start_step]
-      path = workdir / "metrics.jsonl"
-      write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
-      self._lines = path.open("a", encoding="utf-8")
+      self._path = workdir / "metrics.jsonl"
+      write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+      self._lines = self._path.open("a", encoding="utf-8")
       self._board = tensorboardX.SummaryWriter(
         str(workdir / "tensorboard"), purge_step=start_step + 1
       )
@@ -113,12 +113,16 @@ class Log:
     return rates
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """One line of figures; those that are not finite are written as null."""
+    """One line of figures; those that are not finite are written as null.
+
+    Raises: OSError, with the file's name, when it cannot be written.
+    """
     if not self._writes:
       return
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-    self._lines.write(json.dumps({"step": step, **finite}) + "\n")
-    self._lines.flush()
+    with _naming(self._path):
+      self._lines.write(json.dumps({"step": step, **finite}) + "\n")
+      self._lines.flush()
     for name, value in values.items():
       self._board.add_scalar(name, value, step)
 
@@ -129,10 +133,12 @@ class Log:
     return split
 
   def close(self) -> None:
+    """Lets go of the files. Every line was flushed when written: an error here loses none."""
     if self._writes:
       self._progress.stop()
-      self._lines.close()
-      self._board.close()
+      for file in (self._lines, self._board):
+        with contextlib.suppress(OSError):
+          file.close()
 
 
 def _progress_bar(console: rich.console.Console) -> rich.progress.Progress:
@@ -164,7 +170,17 @@ def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-  """The whole text under its name, or nothing."""
+  """The whole text under its name, or nothing. Raises: OSError with the name."""
   temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(text, encoding="utf-8")
-  os.replace(temporary, path)
+  with _naming(path):
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+  """A full disk's OSError does not say which file; this one does."""
+  try:
+    yield
+  except OSError as error:
+    raise OSError(error.errno, error.strerror, str(path)) from error

@@ -1,6 +1,7 @@
 """What a run writes: lines of JSON that survive crashes, and rates by hand."""
 
 import json
+import pathlib
 
 import pytest
 import rich.console
@@ -97,5 +98,16 @@ def test_the_split_of_time_adds_up(tmp_path):
   assert metrics.read(tmp_path)[-1]["seconds/total"] == split["total"]
 
 
-def test_an_unknown_device_has_no_peak():
+def test_a_full_disk_names_the_file_once(tmp_path):
+  log = _log(tmp_path)
+  log._lines.close()
+  log._lines = pathlib.Path("/dev/full").open("a", encoding="utf-8")  # noqa: SIM115
+  with pytest.raises(OSError, match="No space left") as caught:
+    log.write(1, {"a": 1.0})
+  assert caught.value.filename == str(tmp_path / "metrics.jsonl")
+  log.close()  # does not talk over the error
+
+
+def test_an_unknown_device_has_no_peak(monkeypatch):
+  monkeypatch.setattr(metrics, "_PEAK_FLOPS", {})
   assert metrics.peak_flops() is None

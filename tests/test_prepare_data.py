@@ -565,7 +565,7 @@ def test_clip_art_and_stamps(tmp_path):
   train, test, stamps = (_all(out, split) for split in ("train", "test", "stamps_test"))
   assert len(test) == 7
   assert stamps == [r for r in test if r.key.startswith("stamps/")]
-  assert {r.label for r in stamps} == {"birds"}
+  assert {r.label for r in stamps} == {"bird"}
   named = _rejected(out)
   assert {k: v for k, v in named.items() if v != "same_captions"} == {
     "openclipart/alias": "alias",
@@ -581,7 +581,7 @@ def test_clip_art_and_stamps(tmp_path):
   }
   assert sum(v == "same_captions" for v in named.values()) == 5
   manifest = _manifest(out)
-  assert manifest["classes"] == ["birds"]
+  assert manifest["classes"] == ["bird"]
   assert manifest["captions_dropped"]["title: about the file"] == 2
   by_key = {r.key: r for r in train + test}
   boat = by_key["openclipart/things/boat_artist_01"]

@@ -62,7 +62,7 @@ SETS: Mapping[str, PromptSet] = types.MappingProxyType(
     ),
     "stamps": PromptSet(
       (),
-      ("{}", "clip art of {}", "a picture of {}", "some {}"),
+      ("{}", "clip art of {}", "a picture of {}", "a {}"),
     ),
   }
 )
