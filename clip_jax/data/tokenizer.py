@@ -10,7 +10,6 @@ Differs: an over-long text is an error unless `truncate=True`; `decode` stops at
 leaves no space at the end.
 """
 
-import array
 import collections
 import contextlib
 import dataclasses
@@ -19,6 +18,7 @@ import gzip
 import hashlib
 import importlib.resources
 import json
+import struct
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -66,6 +66,8 @@ class Tokenizer:
   fingerprint: str = dataclasses.field(init=False)
   _symbol_bytes: list[bytes] = dataclasses.field(init=False)
   _chunk_ids: "_ChunkIds" = dataclasses.field(init=False)
+  _start: bytes = dataclasses.field(init=False)
+  _end: bytes = dataclasses.field(init=False)
 
   def __post_init__(self) -> None:
     merges = tuple(self.merges)
@@ -78,6 +80,8 @@ class Tokenizer:
       end_id=len(table) + 1,
       fingerprint=hashlib.sha256("\n".join(lines).encode("utf-8")).hexdigest(),
       _symbol_bytes=list(table.values()),
+      _start=_as_bytes([len(table)]),
+      _end=_as_bytes([len(table) + 1]),
       _chunk_ids=_ChunkIds(bytepairs.word_encoder(list(table), merges), len(table)),
     )
 
@@ -94,10 +98,9 @@ class Tokenizer:
     if context_length < 2:
       raise TokenizerError(f"context_length is {context_length}; start and end alone need 2")
     row_bytes = 4 * context_length
-    start, end = _as_bytes([self.start_id]), _as_bytes([self.end_id])
     rows = []
     for index, text in enumerate(texts):
-      row = b"".join((start, self._encode(text, index), end))
+      row = self._row(text, index)
       if len(row) > row_bytes:
         if not truncate:
           raise TokenizerError(
@@ -105,13 +108,13 @@ class Tokenizer:
             f"limit is context_length = {context_length}: shorten it, or pass truncate=True to cut "
             "it and keep the end token"
           )
-        row = row[: row_bytes - 4] + end
+        row = row[: row_bytes - 4] + self._end
       rows.append(row.ljust(row_bytes, b"\0"))
     return np.frombuffer(bytearray().join(rows), np.int32).reshape(len(rows), context_length)
 
   def encode(self, text: str) -> list[int]:
     """The ids of a text, without start, end and padding. Raises: TokenizerError if no string."""
-    return memoryview(self._encode(text, 0)).cast("i").tolist()
+    return memoryview(self._row(text, 0)).cast("i").tolist()[1:-1]
 
   def decode(self, tokens: Iterable[int]) -> str:
     """The text of one row of ids, up to the end token; start tokens are left out.
@@ -153,11 +156,13 @@ class Tokenizer:
         )
     return tokenizer
 
-  def _encode(self, text: str, index: int) -> bytes:
-    """The ids of a text as int32 bytes; `index` is its place in the batch, for the message."""
-    _check_text(text, index)
+  def _row(self, text: str, index: int) -> bytes:
+    """The ids of a text from start to end token, as int32 bytes; `index` is for the message."""
+    if not isinstance(text, str):
+      raise _no_string(text, index)
     try:
-      return b"".join(map(self._chunk_ids.__getitem__, cleaning.clean(text).split()))
+      ids = map(self._chunk_ids.__getitem__, cleaning.clean(text).split())
+      return b"".join((self._start, *ids, self._end))
     except ValueError as error:  # as the original: a numeric entity of thousands of digits
       raise TokenizerError(f"text {index} ({_excerpt(text)}) cannot be read: {error}") from error
 
@@ -218,8 +223,9 @@ def train(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     raise TokenizerError("captions is one str; pass a list of them")
   chunks: collections.Counter[str] = collections.Counter()
   for index, caption in enumerate(captions):
-    _check_text(caption, index)
-    with contextlib.suppress(ValueError):  # unreadable (see `_encode`): nothing is learned from it
+    if not isinstance(caption, str):
+      raise _no_string(caption, index)
+    with contextlib.suppress(ValueError):  # unreadable (see `_row`): nothing is learned from it
       chunks.update(cleaning.clean(caption).split())
   words: collections.Counter[str] = collections.Counter()
   for chunk, count in chunks.items():
@@ -242,14 +248,12 @@ class _ChunkIds(dict[str, bytes]):
     self._special = {word: start_id + index for index, word in enumerate(_SPECIAL)}
 
   def __missing__(self, chunk: str) -> bytes:
-    letters_only = chunk.isascii() and chunk.isalpha()
-    words = [chunk] if letters_only else _WORDS.findall(chunk)
+    words = [chunk] if chunk.isascii() and chunk.isalpha() else _WORDS.findall(chunk)
     if len(words) != 1:  # each word is shorter than the chunk, and alone it is one word again
       ids = b"".join(map(self.__getitem__, words))
-    elif words[0] in self._special:
-      ids = _as_bytes([self._special[words[0]]])
     else:
-      ids = _as_bytes(self._encode_word(words[0]))
+      word = words[0]
+      ids = _as_bytes([self._special[word]] if word in self._special else self._encode_word(word))
     if len(chunk) <= _CACHED_CHUNK_LENGTH:
       if len(self) >= _CACHED_CHUNKS:
         self.clear()
@@ -257,11 +261,10 @@ class _ChunkIds(dict[str, bytes]):
     return ids
 
 
-def _check_text(text: object, index: int) -> None:
-  if not isinstance(text, str):
-    raise TokenizerError(
-      f"text {index} is {type(text).__name__} ({_excerpt(text)}), it must be a str"
-    )
+def _no_string(text: object, index: int) -> TokenizerError:
+  return TokenizerError(
+    f"text {index} is {type(text).__name__} ({_excerpt(text)}), it must be a str"
+  )
 
 
 def _pair(line: str, index: int) -> Pair:
@@ -293,7 +296,7 @@ def _json_fields(text: str) -> dict[str, Any]:
 
 
 def _as_bytes(ids: list[int]) -> bytes:
-  return array.array("i", ids).tobytes()
+  return struct.pack(f"={len(ids)}i", *ids)
 
 
 def _excerpt(text: object) -> str:
