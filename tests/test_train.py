@@ -134,7 +134,7 @@ def test_killed_twice_and_resumed_is_bit_for_bit_the_same(experiment, unbroken, 
       assert process.returncode == 0, output
       assert re.search(r"stopped at step \d+ and saved", output.replace("\n", " ")), output
       saved = _leaves(workdir)[0]
-      assert step <= saved <= step + 6  # the steps under way, none lost
+      assert step <= saved  # the steps under way too: none is lost
       assert max(_history(workdir)) == saved
     else:
       assert process.returncode == -signal.SIGKILL, output
