@@ -14,8 +14,8 @@ def resize_positions(
   Raises: ValueError when S is not what the old grid has, or a grid is empty.
   Bicubic with Keys' a = -0.5, low-pass filtered where the grid shrinks, sample points at the
   patches' centres. Source: open_clip's resize_pos_embed, which asks PyTorch for bicubic with
-  antialias=True and align_corners=False. Differs: PyTorch without antialias, which Hugging Face
-  and the first open_clip releases used, takes a = -0.75.
+  antialias=True and align_corners=False. Differs: Hugging Face's interpolate_pos_encoding leaves
+  antialias out, and PyTorch then takes a = -0.75.
   """
   first = int(class_token)
   (rows, columns), width = old_grid, embedding_SD.shape[-1]

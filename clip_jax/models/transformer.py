@@ -92,9 +92,7 @@ class Mlp(nn.Module):
     width, initial = x_BSD.shape[-1], self.initial
     mlp_width = self.mlp_width or 4 * width
     fc_bias, proj_bias = initial.mlp_bias(width), initial.mlp_bias(mlp_width)
-    fc = nn.Dense(
-      mlp_width, True, self.dtype, kernel_init=initial.fc, bias_init=fc_bias, name="fc"
-    )
+    fc = nn.Dense(mlp_width, True, self.dtype, kernel_init=initial.fc, bias_init=fc_bias, name="fc")
     proj = nn.Dense(
       width, True, self.dtype, kernel_init=initial.proj, bias_init=proj_bias, name="proj"
     )
