@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clip_jax import config as c
+from clip_jax import metrics
 from clip_jax.models import clip
 
 PATH = pathlib.Path(__file__).parents[1] / "tests" / "golden" / "siglip.json"
@@ -183,7 +184,8 @@ def main() -> None:
   source = f"transformers {transformers.__version__}, SiglipModel, float32 on CPU"
   lists = {name: value.astype(float).round(7).tolist() for name, value in outputs.items()}
   lines = ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in lists.items())
-  PATH.write_text(f'{{\n "source": {json.dumps(source)},\n{lines}\n}}\n')
+  text = f'{{\n "source": {json.dumps(source)},\n{lines}\n}}\n'
+  metrics.write_atomically(PATH, text)
   print(f"{PATH}: {PATH.stat().st_size} bytes")
 
 
