@@ -39,6 +39,9 @@ def test_round_trips():
     (("model", "loss"), "hinge", "'hinge' is none of 'softmax', 'sigmoid'"),
     (("model", "image", "pooling"), "map", "512 is not the image encoder's width 768"),
     (("model", "text", "mlp_width"), -1, "config.model.text.mlp_width: must be at least 0"),
+    (("model", "image", "patch"), 0, "image.patch: must be at least 1, is 0"),
+    (("model", "text", "heads"), 0, "text.heads: must be at least 1, is 0"),
+    (("model", "image", "layers"), -1, "image.layers: must be at least 1, is -1"),
   ],
 )
 def test_mistakes_are_told_by_key(path, value, message):

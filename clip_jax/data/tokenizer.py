@@ -1,8 +1,8 @@
 """Text -> int32 [N, L]: the original byte-pair tokenizer, and smaller ones trained on own captions.
 
-A text is cleaned (ftfy, HTML entities twice, white space, lower case) and cut into words; each
-word's bytes are merged as the vocabulary says (`bytepairs.py`). A row is the start token, the
-words' ids, the end token, zeros. The end token has the largest id: an encoder may pool at argmax.
+A text is cleaned (`cleaning.py`) and cut into words; each word's bytes are merged as the
+vocabulary says (`bytepairs.py`). A row is the start token, the words' ids, the end token, zeros.
+The end token has the largest id: an encoder may pool at argmax.
 
 Source: Radford et al. 2021, section 2.4; openai/CLIP `clip/simple_tokenizer.py`, whose behaviour
 this module reproduces on every Unicode string. The vocabulary's own source: `assets/README.md`.
@@ -12,26 +12,21 @@ leaves no space at the end.
 
 import array
 import collections
+import contextlib
 import dataclasses
 import functools
 import gzip
 import hashlib
-import html
 import importlib.resources
 import json
-import re
-import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import ftfy
 import numpy as np
 import regex
-from ftfy import fixes
-from ftfy.badness import is_bad
 
-from clip_jax.data import bytepairs
+from clip_jax.data import bytepairs, cleaning
 from clip_jax.data.bytepairs import Pair, TokenizerError
 
 _KIND = "clip-bpe/1"  # cleaning, words and byte symbols as written here; part of every fingerprint
@@ -49,16 +44,6 @@ _ORIGINAL_FINGERPRINT = "55ccccb5f5cc5a7dcf13402ce65df0ba5d31d4a98c67686d51a3faf
 
 _CACHED_CHUNKS = 1 << 17  # about 30 MB; when full the cache starts again from nothing
 _CACHED_CHUNK_LENGTH = 40
-
-# What `_clean` knows of ftfy; the tests hold it against ftfy itself over every code point.
-_ASCII_CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f]")  # ftfy removes these
-_REWRITTEN = re.compile(  # Latin ligatures, curly quotes, wide and narrow forms: ftfy replaces them
-  "[\u0132\u0133\u0149\u01c4-\u01cc\u01f1-\u01f3\ufb00-\ufb06\u02bc\u2018-\u201f\uff01-\uffee]"
-)
-_NEVER_MOJIBAKE = re.compile(  # texts of these characters alone pass ftfy's test, which is slow
-  "[ -~\u00df-\u00f6\u00f8-\u00ff\u0401\u0410-\u044f\u0451\u2013\u2014\u2019\u2026"
-  "\u3001-\u30ff\u4e00-\u9fff\uac00-\ud7a3]*"
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -172,7 +157,7 @@ class Tokenizer:
     """The ids of a text as int32 bytes; `index` is its place in the batch, for the message."""
     _check_text(text, index)
     try:
-      return b"".join(map(self._chunk_ids.__getitem__, _clean(text).split()))
+      return b"".join(map(self._chunk_ids.__getitem__, cleaning.clean(text).split()))
     except ValueError as error:  # as the original: a numeric entity of thousands of digits
       raise TokenizerError(f"text {index} ({_excerpt(text)}) cannot be read: {error}") from error
 
@@ -234,7 +219,8 @@ def train(captions: Iterable[str], vocab_size: int) -> Tokenizer:
   chunks: collections.Counter[str] = collections.Counter()
   for index, caption in enumerate(captions):
     _check_text(caption, index)
-    chunks.update(_clean(caption).split())
+    with contextlib.suppress(ValueError):  # unreadable (see `_encode`): nothing is learned from it
+      chunks.update(cleaning.clean(caption).split())
   words: collections.Counter[str] = collections.Counter()
   for chunk, count in chunks.items():
     for word in _WORDS.findall(chunk):
@@ -269,38 +255,6 @@ class _ChunkIds(dict[str, bytes]):
         self.clear()
       self[chunk] = ids
     return ids
-
-
-def _clean(text: str) -> str:
-  """ftfy, HTML entities twice, lower case; the white space is left to `str.split`.
-
-  Most texts need little of it. Plain ASCII is only put in lower case. Other plain text goes through
-  the four steps of ftfy that can change it, until they do not; ftfy itself gets the rest.
-  """
-  simple = text.isascii() and "&" not in text
-  if simple and (text.isprintable() or not _ASCII_CONTROL.search(text)):
-    return text.lower()
-  fixed = text
-  while _is_plain(fixed):
-    before = fixed
-    if _REWRITTEN.search(fixed):
-      fixed = fixes.uncurl_quotes(fixes.fix_character_width(fixes.fix_latin_ligatures(fixed)))
-    fixed = unicodedata.normalize("NFC", fixed)
-    if fixed == before:
-      return fixed.lower()
-  # Lower case comes after the white space: what a capital sigma turns into depends on neighbours.
-  return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
-
-
-def _is_plain(text: str) -> bool:
-  """Whether ftfy can only replace characters: no entity, control character, mojibake, segments."""
-  return (
-    text.isprintable()
-    and "&" not in text
-    and "\ufffc" not in text
-    and len(text) < 100_000
-    and bool(_NEVER_MOJIBAKE.fullmatch(text) or not is_bad(text))
-  )
 
 
 def _check_text(text: object, index: int) -> None:
