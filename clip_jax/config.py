@@ -29,17 +29,26 @@ class Vision:
   width: int = 768
   layers: int = 12
   heads: int = 12
+  mlp_width: int = 0  # 0: four times the width
+  # "class": the class token's output, projected, as published; "map": SigLIP's, a learned probe
+  # attends to the patches, which have biases and neither a class token nor a norm before the
+  # blocks; nothing is projected, so the width is embed_dim
+  pooling: Literal["class", "map"] = "class"
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-  """The causal text encoder."""
+  """The text encoder."""
 
   context_length: int = 77  # tokens, start and end included
   vocab_size: int = 49408
   width: int = 512
   layers: int = 12
   heads: int = 8
+  mlp_width: int = 0  # 0: four times the width
+  # "end": the end-of-text token under a causal mask, as published; "last": SigLIP's, the last
+  # position, attention in both directions, a projection with bias
+  pooling: Literal["end", "last"] = "end"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +58,11 @@ class Model:
   image: Vision = Vision()
   text: Text = Text()
   embed_dim: int = 512
-  activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+  activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
+  norm_epsilon: float = 1e-5  # of every LayerNorm
+  # "softmax": over the batch, as published; "sigmoid": SigLIP's, each pair by itself, with a
+  # learned logit_bias
+  loss: Literal["softmax", "sigmoid"] = "softmax"
   compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU
   scan_layers: bool = False  # one compiled block for all layers; same values
   remat: bool = False  # recompute blocks in the backward pass; same values, less memory
@@ -252,11 +265,20 @@ def _contradictions(config: Config) -> list[str]:
     return found
   if image.stem == "convolution" and image.patch & (image.patch - 1):
     found.append(f"config.model.image.patch: {image.patch} is no power of two")
-  if image.resolution % image.patch:
+  # SigLIP's So400m/14 leaves 6 of its 384 pixels out; anywhere else it is a slip.
+  may_leave_out = (image.pooling, image.stem) == ("map", "patch") and image.resolution > image.patch
+  if image.resolution % image.patch and not may_leave_out:
     found.append(
       f"config.model.image.patch: {image.patch} does not divide resolution {image.resolution}"
     )
+  if image.pooling == "map" and image.width != config.model.embed_dim:
+    found.append(
+      f"config.model.embed_dim: {config.model.embed_dim} is not the image encoder's width "
+      f"{image.width}, and its pooling 'map' has no projection"
+    )
   for name, encoder in (("image", image), ("text", text)):
+    if encoder.mlp_width < 0:
+      found.append(f"config.model.{name}.mlp_width: must be at least 0, is {encoder.mlp_width}")
     if encoder.width % encoder.heads:
       found.append(
         f"config.model.{name}.heads: {encoder.heads} does not divide width {encoder.width}"

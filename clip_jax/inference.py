@@ -98,10 +98,13 @@ class Clip:
     """Zero-shot probabilities [N, C] of each label for each image.
 
     A label is put into every template, as "a photo of a {}."; its class embedding is the mean over
-    templates. Source: section 3.1.4.
+    templates. Source: section 3.1.4. A model of the sigmoid loss judges each label by itself, so
+    its rows need not sum to 1.
     """
     class_CE = prompts.class_embeddings(self.encode_text, labels, templates)
     logits_NC = self.logit_scale * self.encode_image(images) @ class_CE.T
+    if self.config.model.loss == "sigmoid":
+      return np.asarray(jax.nn.sigmoid(logits_NC + float(self.params["logit_bias"])))
     return np.asarray(jax.nn.softmax(logits_NC, axis=-1))
 
   def _fit(self, images: Sequence[Any] | np.ndarray) -> np.ndarray:

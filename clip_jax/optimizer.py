@@ -13,7 +13,9 @@ from clip_jax import config as config_lib
 _DECAYED = {
   "kernel", "embedding", "positional_embedding", "image_projection", "text_projection",
 }  # fmt: skip
-_UNDECAYED = {"bias", "scale", "class_embedding", "log_scale"}
+_UNDECAYED = {
+  "bias", "scale", "class_embedding", "log_scale", "probe", "text_projection_bias", "logit_bias",
+}  # fmt: skip
 
 
 def schedule(config: config_lib.Optimizer, steps: int) -> optax.Schedule:

@@ -92,7 +92,11 @@ def train_step(
   def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     embeddings: Any = CLIP(config.model).apply({"params": params}, image_BRR3, batch["tokens"])
     image_BE, text_BE, scale = embeddings
-    loss, accuracy = losses.sharded_contrastive(mesh, image_BE, text_BE, scale)
+    if config.model.loss == "sigmoid":
+      bias = params["logit_bias"]
+      loss, accuracy = losses.sharded_sigmoid(mesh, image_BE, text_BE, scale, bias)
+    else:
+      loss, accuracy = losses.sharded_contrastive(mesh, image_BE, text_BE, scale)
     return loss, (accuracy, scale)
 
   (loss, (accuracy, scale)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)

@@ -36,6 +36,9 @@ def test_round_trips():
     (("data", "sources"), [{"kind": "digits"}], r"sources\[0\].path: missing"),
     (("data", "batch_pairs"), 0, "batch_pairs: must be at least 1"),
     (("model", "image"), 3, "expected the keys of Vision"),
+    (("model", "loss"), "hinge", "'hinge' is none of 'softmax', 'sigmoid'"),
+    (("model", "image", "pooling"), "map", "512 is not the image encoder's width 768"),
+    (("model", "text", "mlp_width"), -1, "config.model.text.mlp_width: must be at least 0"),
     (("model", "image", "patch"), 0, "image.patch: must be at least 1, is 0"),
     (("model", "text", "heads"), 0, "text.heads: must be at least 1, is 0"),
     (("model", "image", "layers"), -1, "image.layers: must be at least 1, is -1"),
@@ -49,6 +52,18 @@ def test_mistakes_are_told_by_key(path, value, message):
   inner[path[-1]] = value
   with pytest.raises(c.ConfigError, match=message):
     c.parse(tree)
+
+
+def test_pixels_may_be_left_over_where_siglip_leaves_them():
+  """27 patches of 14 pixels in 384; a patch over the whole image is a mistake still."""
+  tree = c.to_dict(FULL)
+  tree["model"]["embed_dim"] = 768
+  tree["model"]["image"] |= {"pooling": "map", "resolution": 384, "patch": 14}
+  assert c.parse(tree).model.image.resolution == 384
+  for change in ({"patch": 400}, {"stem": "convolution"}, {"pooling": "class"}):
+    wrong = {**tree, "model": {**tree["model"], "image": {**tree["model"]["image"], **change}}}
+    with pytest.raises(c.ConfigError, match="does not divide resolution 384"):
+      c.parse(wrong)
 
 
 def test_all_mistakes_are_told_together():

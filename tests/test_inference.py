@@ -1,5 +1,7 @@
 """`clip_jax.load`: what it takes, what it gives, and how it refuses."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,6 +111,17 @@ def test_classify_by_hand(model):
   got = model.classify(pixels, labels, templates=templates)
   np.testing.assert_allclose(got, expected, atol=1e-5)
   np.testing.assert_allclose(got.sum(1), 1, atol=1e-5)
+
+
+def test_classify_judges_each_label_by_itself_after_the_sigmoid_loss(model):
+  config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, loss="sigmoid"))
+  params = {**model.params, "logit_bias": np.float32(-3.0)}
+  sigmoid = inference.Clip(config, params, model.tokenizer)
+  pixels, labels = _pixels(), ["circle", "square"]
+  got = sigmoid.classify(pixels, labels, templates=("a {}",))
+  class_CE = model.encode_text(["a circle", "a square"])
+  logits_NC = model.logit_scale * model.encode_image(pixels) @ class_CE.T - 3
+  np.testing.assert_allclose(got, 1 / (1 + np.exp(-logits_NC)), atol=1e-5)
 
 
 def test_many_devices_agree_with_one(model):

@@ -13,6 +13,7 @@ LAYERS = (
   (
     "models.transformer",
     "models.presets",
+    "models.resize",
     "optimizer",
     "sharding",
     "data.tokenizer",

@@ -62,10 +62,11 @@ def test_update_equals_pytorch(clip_norm):
     np.testing.assert_allclose(params[k], tensor.detach().numpy(), atol=2e-6)
 
 
-def test_decay_is_on_matrices_only():
+@pytest.mark.parametrize("config", [presets.VIT_B_32, presets.SIGLIP_B_16])
+def test_decay_is_on_matrices_only(config):
   image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-  tokens = jax.ShapeDtypeStruct((1, 77), jnp.int32)
-  model = clip.CLIP(presets.VIT_B_32)
+  tokens = jax.ShapeDtypeStruct((1, config.text.context_length), jnp.int32)
+  model = clip.CLIP(config)
   params = jax.eval_shape(model.init, jax.random.key(0), image, tokens)["params"]
   mask = optimizer.decay_mask(params)
   for (path, decays), leaf in zip(
@@ -73,7 +74,7 @@ def test_decay_is_on_matrices_only():
   ):
     stacked = "blocks" in jax.tree_util.keystr(path)
     name = path[-1].key
-    matrix = leaf.ndim - stacked >= 2 and name != "bias"  # the bias of q, k, v is [3, H, K]
+    matrix = leaf.ndim - stacked >= 2 and name != "bias"  # attention's biases are [3, H, K]
     assert decays == matrix, jax.tree_util.keystr(path)
 
 

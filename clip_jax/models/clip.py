@@ -1,4 +1,8 @@
-"""CLIP: two encoders, two projections into one embedding space, one learned scale."""
+"""CLIP: two encoders, two projections into one embedding space, one learned scale.
+
+SigLIP is the same with other poolings and the sigmoid loss: see `config.Vision.pooling`,
+`config.Text.pooling` and `config.Model.loss`.
+"""
 
 import math
 
@@ -18,13 +22,21 @@ class CLIP(nn.Module):
 
   def setup(self) -> None:
     c, dtype = self.config, compute_dtype(self.config)
-    shared = (c.activation, dtype, c.scan_layers, c.remat)
+    shared = (c.activation, dtype, c.scan_layers, c.remat, c.norm_epsilon)
     self.image = vit.VisionTransformer(c.image, *shared)
     self.text = text.TextTransformer(c.text, *shared)
-    self.image_projection = self._projection("image_projection", c.image.width)
+    constant = nn.initializers.constant
+    if c.image.pooling != "map":
+      self.image_projection = self._projection("image_projection", c.image.width)
     self.text_projection = self._projection("text_projection", c.text.width)
-    # exp(log_scale) multiplies the cosine similarities; 1 / 0.07 to start with (section 2.5)
-    self.log_scale = self.param("log_scale", nn.initializers.constant(math.log(1 / 0.07)), ())
+    if c.text.pooling == "last":
+      self.text_projection_bias = self.param("text_projection_bias", constant(0), (c.embed_dim,))
+    # exp(log_scale) multiplies the cosine similarities; 1 / 0.07 to start with (section 2.5). The
+    # sigmoid loss starts with 10 and adds a bias, as most pairs do not match (arXiv 2303.15343).
+    sigmoid = c.loss == "sigmoid"
+    self.log_scale = self.param("log_scale", constant(math.log(10 if sigmoid else 1 / 0.07)), ())
+    if sigmoid:
+      self.logit_bias = self.param("logit_bias", constant(-10), ())
 
   def _projection(self, name: str, width: int) -> jax.Array:
     return self.param(name, nn.initializers.normal(width**-0.5), (width, self.config.embed_dim))
@@ -32,18 +44,22 @@ class CLIP(nn.Module):
   def __call__(
     self, image_BRR3: jax.Array, tokens_BL: jax.Array
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(image_BE, text_BE, logit scale): what the loss takes."""
+    """(image_BE, text_BE, logit scale): what the loss takes (sigmoid: with params' logit_bias)."""
     return self.encode_image(image_BRR3), self.encode_text(tokens_BL), jnp.exp(self.log_scale)
 
   def encode_image(self, image_BRR3: jax.Array) -> jax.Array:
     """Normalised float32 images [B, R, R, 3] -> image_BE."""
-    return _unit(
-      _project(self.image(image_BRR3), self.image_projection, compute_dtype(self.config))
-    )
+    x_BD = self.image(image_BRR3)
+    if self.config.image.pooling == "map":
+      return _unit(x_BD)
+    return _unit(_project(x_BD, self.image_projection, compute_dtype(self.config)))
 
   def encode_text(self, tokens_BL: jax.Array) -> jax.Array:
     """int32 tokens [B, L] -> text_BE."""
-    return _unit(_project(self.text(tokens_BL), self.text_projection, compute_dtype(self.config)))
+    x_BE = _project(self.text(tokens_BL), self.text_projection, compute_dtype(self.config))
+    if self.config.text.pooling == "last":
+      x_BE = x_BE + self.text_projection_bias[None]
+    return _unit(x_BE)
 
 
 def compute_dtype(config: config_lib.Model) -> Dtype:
@@ -72,8 +88,8 @@ def parameter_counts(config: config_lib.Model) -> dict[str, int]:
   params = jax.eval_shape(CLIP(config).init, jax.random.key(0), image, tokens)["params"]
   sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in params.items()}
   return {
-    "image": sizes["image"] + sizes["image_projection"],
-    "text": sizes["text"] + sizes["text_projection"],
+    "image": sizes["image"] + sizes.get("image_projection", 0),
+    "text": sizes["text"] + sizes["text_projection"] + sizes.get("text_projection_bias", 0),
     "total": sum(sizes.values()),
   }
 
@@ -81,15 +97,19 @@ def parameter_counts(config: config_lib.Model) -> dict[str, int]:
 def flops_per_pair(config: config_lib.Model) -> int:
   """Matrix-product FLOPs of one forward pass of one image and one text (2 a multiply-add)."""
   image, text_ = config.image, config.text
-  image_tokens = (image.resolution // image.patch) ** 2 + 1
-  total = _stem_flops(image)
-  for tokens, width, layers in (
-    (image_tokens, image.width, image.layers),
-    (text_.context_length, text_.width, text_.layers),
-  ):
-    total += (
-      layers * (24 * tokens * width**2 + 4 * tokens**2 * width) + 2 * width * config.embed_dim
-    )
+  patches = (image.resolution // image.patch) ** 2
+  total = _stem_flops(image) + 2 * text_.width * config.embed_dim
+  if image.pooling == "map":
+    # keys and values of every patch, attention of one query, its own two products, its MLP
+    mlp_width, image_tokens = image.mlp_width or 4 * image.width, patches
+    total += 4 * image.width * (patches * image.width + patches + image.width + mlp_width)
+  else:
+    image_tokens = patches + 1
+    total += 2 * image.width * config.embed_dim
+  for tokens, tower in ((image_tokens, image), (text_.context_length, text_)):
+    width, mlp_width = tower.width, tower.mlp_width or 4 * tower.width
+    attention = 8 * tokens * width**2 + 4 * tokens**2 * width
+    total += tower.layers * (attention + 4 * tokens * width * mlp_width)
   return total
 
 

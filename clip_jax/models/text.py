@@ -1,4 +1,4 @@
-"""The causal text encoder, pooled at the end-of-text token. Source: section 2.4, model.py."""
+"""The text encoder. Source: section 2.4, model.py; for SigLIP's, arXiv 2303.15343, big_vision."""
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,9 @@ from clip_jax.models import transformer
 class TextTransformer(nn.Module):
   """int32 tokens [B, L] -> float32 features [B, D] before the projection.
 
-  The end-of-text token has the largest id of its vocabulary, so `argmax` finds it.
+  The published one attends backwards only and is pooled at the end-of-text token, which has the
+  largest id of its vocabulary, so `argmax` finds it. SigLIP's (`pooling="last"`) attends both ways
+  and is pooled at the last position, padding or not.
   """
 
   config: config_lib.Text
@@ -20,30 +22,44 @@ class TextTransformer(nn.Module):
   dtype: Dtype
   scan_layers: bool = False
   remat: bool = False
+  norm_epsilon: float = 1e-5
 
   @nn.compact
   def __call__(self, tokens_BL: jax.Array) -> jax.Array:
     c = self.config
     if tokens_BL.shape[1] != c.context_length:
       raise ValueError(f"tokens are {tokens_BL.shape}, the encoder takes [B, {c.context_length}]")
+    siglip = c.pooling == "last"
+    token_std, position_std = (c.width**-0.5, c.width**-0.5) if siglip else (0.02, 0.01)
     embed = nn.Embed(
-      c.vocab_size, c.width, embedding_init=nn.initializers.normal(0.02), name="token_embedding"
+      c.vocab_size,
+      c.width,
+      embedding_init=nn.initializers.normal(token_std),
+      name="token_embedding",
     )
     position_LD = self.param(
-      "positional_embedding", nn.initializers.normal(0.01), (c.context_length, c.width)
+      "positional_embedding", nn.initializers.normal(position_std), (c.context_length, c.width)
+    )
+    initial = (
+      transformer.siglip_initial() if siglip else transformer.text_initial(c.width, c.layers)
     )
     blocks = transformer.Transformer(
       c.layers,
       c.heads,
-      causal=True,
+      causal=not siglip,
       activation=self.activation,
-      initial=transformer.text_initial(c.width, c.layers),
+      initial=initial,
       dtype=self.dtype,
       scan_layers=self.scan_layers,
       remat=self.remat,
+      mlp_width=c.mlp_width,
+      norm_epsilon=self.norm_epsilon,
       name="transformer",
     )
     x_BLD = blocks(embed(tokens_BL) + position_LD[None])
-    end_B = jnp.argmax(tokens_BL, axis=-1)
-    x_BD = jnp.take_along_axis(x_BLD, end_B[:, None, None], axis=1)[:, 0]
-    return transformer.layer_norm(name="ln_final")(x_BD)
+    if siglip:
+      x_BD = x_BLD[:, -1]
+    else:
+      end_B = jnp.argmax(tokens_BL, axis=-1)
+      x_BD = jnp.take_along_axis(x_BLD, end_B[:, None, None], axis=1)[:, 0]
+    return transformer.layer_norm(epsilon=self.norm_epsilon, name="ln_final")(x_BD)

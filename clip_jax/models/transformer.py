@@ -1,6 +1,7 @@
 """The pre-norm Transformer that both encoders share. Source: section 2.4, openai/CLIP model.py."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -9,13 +10,20 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
 
+def _uniform_bias(fan_in: int) -> Initializer:
+  """PyTorch's default for the bias of a dense layer, which the released code keeps."""
+  bound = fan_in**-0.5
+  return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
 class Initial(NamedTuple):
-  """Initial values of one block's matrices. Attention's biases start at zero, the MLP's uniform."""
+  """Initial values of one block's weights. Attention's biases start at zero."""
 
   qkv: Initializer
   out: Initializer
   fc: Initializer
   proj: Initializer
+  mlp_bias: Callable[[int], Initializer] = _uniform_bias  # by fan-in
 
 
 def text_initial(width: int, layers: int) -> Initial:
@@ -31,17 +39,19 @@ def image_initial() -> Initial:
   return Initial(nn.initializers.xavier_uniform(), uniform, uniform, uniform)
 
 
-def _uniform_bias(fan_in: int) -> Initializer:
-  """PyTorch's default for the bias of a dense layer, which the released code keeps."""
-  bound = fan_in**-0.5
-  return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+def siglip_initial() -> Initial:
+  """SigLIP's, both encoders. Source: big_vision, models/vit.py."""
+  xavier = nn.initializers.xavier_uniform()
+  square = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")  # Xavier of q, k, v apart
+  return Initial(square, xavier, xavier, xavier, lambda _: nn.initializers.normal(1e-6))
 
 
 def activate(x: jax.Array, activation: str) -> jax.Array:
-  """`quick_gelu`: x * sigmoid(1.702 x), the original's; `gelu`: the exact one (erf)."""
+  """`quick_gelu`: x * sigmoid(1.702 x), the original's; `gelu`: the exact one (erf), LAION's;
+  `gelu_tanh`: its approximation by tanh, SigLIP's."""
   if activation == "quick_gelu":
     return x * jax.nn.sigmoid(1.702 * x)
-  return jax.nn.gelu(x, approximate=False)
+  return jax.nn.gelu(x, approximate=activation == "gelu_tanh")
 
 
 layer_norm = functools.partial(
@@ -70,8 +80,9 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-  """Two dense layers, four times the width between them."""
+  """Two dense layers, `mlp_width` between them (0: four times the width)."""
 
+  mlp_width: int
   activation: str
   initial: Initial
   dtype: Dtype
@@ -79,8 +90,9 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x_BSD: jax.Array) -> jax.Array:
     width, initial = x_BSD.shape[-1], self.initial
-    fc_bias, proj_bias = _uniform_bias(width), _uniform_bias(4 * width)
-    fc = nn.Dense(4 * width, True, self.dtype, kernel_init=initial.fc, bias_init=fc_bias, name="fc")
+    mlp_width = self.mlp_width or 4 * width
+    fc_bias, proj_bias = initial.mlp_bias(width), initial.mlp_bias(mlp_width)
+    fc = nn.Dense(mlp_width, True, self.dtype, kernel_init=initial.fc, bias_init=fc_bias, name="fc")
     proj = nn.Dense(
       width, True, self.dtype, kernel_init=initial.proj, bias_init=proj_bias, name="proj"
     )
@@ -95,13 +107,17 @@ class Block(nn.Module):
   activation: str
   initial: Initial
   dtype: Dtype
+  mlp_width: int
+  norm_epsilon: float
 
   @nn.compact
   def __call__(self, x_BSD: jax.Array, _: None = None) -> tuple[jax.Array, None]:
     attention = Attention(self.heads, self.causal, self.initial, self.dtype, name="attention")
-    mlp = Mlp(self.activation, self.initial, self.dtype, name="mlp")
-    x_BSD = x_BSD + attention(layer_norm(name="ln_1")(x_BSD)).astype(jnp.float32)
-    x_BSD = x_BSD + mlp(layer_norm(name="ln_2")(x_BSD)).astype(jnp.float32)
+    mlp = Mlp(self.mlp_width, self.activation, self.initial, self.dtype, name="mlp")
+    ln_1 = layer_norm(epsilon=self.norm_epsilon, name="ln_1")
+    ln_2 = layer_norm(epsilon=self.norm_epsilon, name="ln_2")
+    x_BSD = x_BSD + attention(ln_1(x_BSD)).astype(jnp.float32)
+    x_BSD = x_BSD + mlp(ln_2(x_BSD)).astype(jnp.float32)
     return x_BSD, None
 
 
@@ -121,6 +137,8 @@ class Transformer(nn.Module):
   dtype: Dtype
   scan_layers: bool = False
   remat: bool = False
+  mlp_width: int = 0  # 0: four times the width
+  norm_epsilon: float = 1e-5
 
   @nn.compact
   def __call__(self, x_BSD: jax.Array) -> jax.Array:
@@ -133,6 +151,13 @@ class Transformer(nn.Module):
       unroll=1 if self.scan_layers else self.layers,
     )
     blocks = stack(
-      self.heads, self.causal, self.activation, self.initial, self.dtype, name="blocks"
+      self.heads,
+      self.causal,
+      self.activation,
+      self.initial,
+      self.dtype,
+      self.mlp_width,
+      self.norm_epsilon,
+      name="blocks",
     )
     return blocks(x_BSD, None)[0]

@@ -1,4 +1,9 @@
-"""The Vision Transformer image encoder. Source: section 2.4, Table 20, openai/CLIP model.py."""
+"""The Vision Transformer image encoder. Source: section 2.4, Table 20, openai/CLIP model.py.
+
+With `pooling="map"` it is SigLIP's. Source: arXiv 2303.15343, big_vision models/vit.py.
+"""
+
+import functools
 
 import flax.linen as nn
 import jax
@@ -17,6 +22,7 @@ class VisionTransformer(nn.Module):
   dtype: Dtype
   scan_layers: bool = False
   remat: bool = False
+  norm_epsilon: float = 1e-5
 
   @nn.compact
   def __call__(self, image_BRR3: jax.Array) -> jax.Array:
@@ -25,35 +31,54 @@ class VisionTransformer(nn.Module):
       raise ValueError(
         f"images are {image_BRR3.shape}, the encoder takes [B, {c.resolution}, {c.resolution}, 3]"
       )
+    siglip = c.pooling == "map"
+    initial = transformer.siglip_initial() if siglip else transformer.image_initial()
+    layer_norm = functools.partial(transformer.layer_norm, epsilon=self.norm_epsilon)
     normal = nn.initializers.normal(c.width**-0.5)
-    stem = _PatchStem if c.stem == "patch" else _ConvolutionStem
-    x_BSD = stem(c.patch, c.width, self.activation, self.dtype, name="stem")(image_BRR3)
-    x_BSD = x_BSD.astype(jnp.float32)
-    class_D = self.param("class_embedding", normal, (c.width,))
-    class_B1D = jnp.broadcast_to(class_D, (x_BSD.shape[0], 1, c.width))
-    x_BSD = jnp.concatenate([class_B1D, x_BSD], axis=1)
+    if c.stem == "patch":
+      stem: nn.Module = _PatchStem(c.patch, c.width, siglip, self.dtype, name="stem")
+    else:
+      stem = _ConvolutionStem(c.patch, c.width, self.activation, self.dtype, name="stem")
+    x_BSD = stem(image_BRR3).astype(jnp.float32)
+    if not siglip:
+      class_D = self.param("class_embedding", normal, (c.width,))
+      class_B1D = jnp.broadcast_to(class_D, (x_BSD.shape[0], 1, c.width))
+      x_BSD = jnp.concatenate([class_B1D, x_BSD], axis=1)
     position_SD = self.param("positional_embedding", normal, (x_BSD.shape[1], c.width))
-    x_BSD = transformer.layer_norm(name="ln_pre")(x_BSD + position_SD[None])
+    x_BSD = x_BSD + position_SD[None]
+    if not siglip:
+      x_BSD = layer_norm(name="ln_pre")(x_BSD)
     blocks = transformer.Transformer(
       c.layers,
       c.heads,
       causal=False,
       activation=self.activation,
-      initial=transformer.image_initial(),
+      initial=initial,
       dtype=self.dtype,
       scan_layers=self.scan_layers,
       remat=self.remat,
+      mlp_width=c.mlp_width,
+      norm_epsilon=self.norm_epsilon,
       name="transformer",
     )
-    return transformer.layer_norm(name="ln_post")(blocks(x_BSD)[:, 0])
+    x_BSD, ln_post = blocks(x_BSD), layer_norm(name="ln_post")
+    if not siglip:
+      return ln_post(x_BSD[:, 0])
+    pool = _AttentionPooling(
+      c.heads, c.mlp_width, self.activation, initial, self.dtype, self.norm_epsilon, name="pooling"
+    )
+    return pool(ln_post(x_BSD))
 
 
 class _PatchStem(nn.Module):
-  """[B, R, R, 3] -> [B, S, D]: one linear map of each patch, without bias, as published."""
+  """[B, R, R, 3] -> [B, S, D]: one linear map of each patch; as published, without bias.
+
+  Pixels past the last whole patch, right and below, are left out.
+  """
 
   patch: int
   width: int
-  activation: str
+  siglip: bool
   dtype: Dtype
 
   @nn.compact
@@ -62,12 +87,46 @@ class _PatchStem(nn.Module):
     # here taken row by row and each flattened as (row, column, channel).
     batch, patch = image_BRR3.shape[0], self.patch
     side = image_BRR3.shape[1] // patch
+    image_BRR3 = image_BRR3[:, : side * patch, : side * patch]
     grid = image_BRR3.reshape(batch, side, patch, side, patch, 3).swapaxes(2, 3)
     patches = grid.reshape(batch, side * side, patch * patch * 3)
     uniform = transformer.image_initial().fc
+    initial = nn.initializers.lecun_normal() if self.siglip else uniform
     return nn.Dense(
-      self.width, use_bias=False, dtype=self.dtype, kernel_init=uniform, name="patch_embedding"
+      self.width, self.siglip, dtype=self.dtype, kernel_init=initial, name="patch_embedding"
     )(patches)
+
+
+class _AttentionPooling(nn.Module):
+  """float32 [B, S, D] -> [B, D]: a learned probe attends to all positions, then x + mlp(norm(x)).
+
+  SigLIP's "MAP" head (multi-head attention pooling).
+  """
+
+  heads: int
+  mlp_width: int
+  activation: str
+  initial: transformer.Initial
+  dtype: Dtype
+  norm_epsilon: float
+
+  @nn.compact
+  def __call__(self, x_BSD: jax.Array) -> jax.Array:
+    batch, _, width = x_BSD.shape
+    split, initial = (self.heads, width // self.heads), self.initial
+    probe_initial = nn.initializers.normal((2 / (width + 1)) ** 0.5)  # Xavier's of [1, D]
+    probe_D = self.param("probe", probe_initial, (width,))
+    q = nn.DenseGeneral(split, dtype=self.dtype, kernel_init=initial.qkv, name="q")
+    kv = nn.DenseGeneral((2, *split), dtype=self.dtype, kernel_init=initial.qkv, name="kv")
+    out = nn.DenseGeneral(width, (-2, -1), dtype=self.dtype, kernel_init=initial.out, name="out")
+    mlp = transformer.Mlp(self.mlp_width, self.activation, initial, self.dtype, name="mlp")
+    norm = transformer.layer_norm(epsilon=self.norm_epsilon, name="ln")
+    q_1HK = q(probe_D[None])
+    q_B1HK = jnp.broadcast_to(q_1HK, (batch, 1, *split))
+    k_BSHK, v_BSHK = jnp.moveaxis(kv(x_BSD), -3, 0)
+    x_B1D = out(jax.nn.dot_product_attention(q_B1HK, k_BSHK, v_BSHK)).astype(jnp.float32)
+    x_B1D = x_B1D + mlp(norm(x_B1D)).astype(jnp.float32)
+    return x_B1D[:, 0]
 
 
 class _ConvolutionStem(nn.Module):
