@@ -5,6 +5,7 @@ command line overrides single values (`--config.optimizer.learning_rate=1e-3`); 
 back into a checked `Config`.
 """
 
+import copy
 import dataclasses
 import difflib
 import types
@@ -21,15 +22,16 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Vision:
-  """The Vision Transformer image encoder."""
+  """The image encoder: a Vision Transformer, or with `blocks` a modified ResNet."""
 
   resolution: int = 224  # pixels, square
-  patch: int = 32  # pixels, square
+  patch: int = 32  # pixels, square; of a ResNet the 32 that a position of its last grid covers
   # "patch": one linear map of each patch, as published; "convolution": 3x3 convolutions of stride 2
   stem: Literal["patch", "convolution"] = "patch"
-  width: int = 768
-  layers: int = 12
-  heads: int = 12
+  width: int = 768  # of a ResNet the channels after the stem; its features are 32 times as wide
+  layers: int = 12  # of a ResNet 0
+  heads: int = 12  # of a ResNet those of the attention pool
+  blocks: tuple[int, ...] = ()  # residual blocks of a ResNet's four stages; empty: a Transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +174,21 @@ def parse(tree: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
   return config
 
 
+# Fields younger than the first checkpoints, with what those runs had in their place.
+_LATER: dict[tuple[str, ...], Any] = {("model", "image", "blocks"): []}
+
+
+def upgrade(saved: Mapping[str, Any]) -> dict[str, Any]:
+  """A config from a checkpoint (`to_dict`), completed by the fields that came after it."""
+  tree = copy.deepcopy(dict(saved))
+  for (*parents, name), value in _LATER.items():
+    group = tree
+    for parent in parents:
+      group = group.get(parent, {})
+    group.setdefault(name, value)
+  return tree
+
+
 def _parse(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
   """Checks `value` against the annotation `kind`; collects what is wrong in `problems`."""
   origin = typing.get_origin(kind)
@@ -226,11 +243,15 @@ def _contradictions(config: Config) -> list[str]:
     found.append(
       f"config.model.image.patch: {image.patch} does not divide resolution {image.resolution}"
     )
-  for name, encoder in (("image", image), ("text", text)):
-    if encoder.width % encoder.heads:
-      found.append(
-        f"config.model.{name}.heads: {encoder.heads} does not divide width {encoder.width}"
-      )
+  if image.blocks:
+    found.extend(_resnet_contradictions(image))
+  image_width = 32 * image.width if image.blocks else image.width  # where its attention is
+  for name, width, heads in (
+    ("image", image_width, image.heads),
+    ("text", text.width, text.heads),
+  ):
+    if width % heads:
+      found.append(f"config.model.{name}.heads: {heads} does not divide width {width}")
   positive = types.MappingProxyType(
     {
       "config.data.batch_pairs": config.data.batch_pairs,
@@ -250,4 +271,17 @@ def _contradictions(config: Config) -> list[str]:
     )
   if config.data.sources and sum(s.weight for s in config.data.sources) <= 0:
     found.append("config.data.sources: the weights sum to zero")
+  return found
+
+
+def _resnet_contradictions(image: Vision) -> list[str]:
+  where, found = "config.model.image", []
+  if len(image.blocks) != 4 or min(image.blocks) < 1:
+    found.append(f"{where}.blocks: {list(image.blocks)} is not four stages of 1 block or more")
+  if image.width % 2:
+    found.append(f"{where}.width: {image.width} is odd; the stem of a ResNet halves it")
+  for name, only in (("patch", 32), ("layers", 0), ("stem", "patch")):
+    value = getattr(image, name)
+    if value != only:
+      found.append(f"{where}.{name}: {value!r}; a ResNet (it has blocks) takes {only!r} only")
   return found

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from clip_jax import config as config_lib
-from clip_jax.models import text, vit
+from clip_jax.models import resnet, text, vit
 
 
 class CLIP(nn.Module):
@@ -19,9 +19,13 @@ class CLIP(nn.Module):
   def setup(self) -> None:
     c, dtype = self.config, compute_dtype(self.config)
     shared = (c.activation, dtype, c.scan_layers, c.remat)
-    self.image = vit.VisionTransformer(c.image, *shared)
+    self.image: resnet.ModifiedResNet | vit.VisionTransformer
+    if c.image.blocks:
+      self.image = resnet.ModifiedResNet(c.image, c.embed_dim, dtype, c.scan_layers, c.remat)
+    else:
+      self.image = vit.VisionTransformer(c.image, *shared)
+      self.image_projection = self._projection("image_projection", c.image.width)
     self.text = text.TextTransformer(c.text, *shared)
-    self.image_projection = self._projection("image_projection", c.image.width)
     self.text_projection = self._projection("text_projection", c.text.width)
     # exp(log_scale) multiplies the cosine similarities; 1 / 0.07 to start with (section 2.5)
     self.log_scale = self.param("log_scale", nn.initializers.constant(math.log(1 / 0.07)), ())
@@ -30,13 +34,19 @@ class CLIP(nn.Module):
     return self.param(name, nn.initializers.normal(width**-0.5), (width, self.config.embed_dim))
 
   def __call__(
-    self, image_BRR3: jax.Array, tokens_BL: jax.Array
+    self, image_BRR3: jax.Array, tokens_BL: jax.Array, train: bool = False
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(image_BE, text_BE, logit scale): what the loss takes."""
-    return self.encode_image(image_BRR3), self.encode_text(tokens_BL), jnp.exp(self.log_scale)
+    image_BE = self.encode_image(image_BRR3, train)
+    return image_BE, self.encode_text(tokens_BL), jnp.exp(self.log_scale)
 
-  def encode_image(self, image_BRR3: jax.Array) -> jax.Array:
-    """Normalised float32 images [B, R, R, 3] -> image_BE."""
+  def encode_image(self, image_BRR3: jax.Array, train: bool = False) -> jax.Array:
+    """Normalised float32 images [B, R, R, 3] -> image_BE.
+
+    `train` concerns ResNets alone: it takes the batch's statistics, and updates `batch_stats`.
+    """
+    if isinstance(self.image, resnet.ModifiedResNet):
+      return _unit(self.image(image_BRR3, train))
     return _unit(
       _project(self.image(image_BRR3), self.image_projection, compute_dtype(self.config))
     )
@@ -72,7 +82,7 @@ def parameter_counts(config: config_lib.Model) -> dict[str, int]:
   params = jax.eval_shape(CLIP(config).init, jax.random.key(0), image, tokens)["params"]
   sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in params.items()}
   return {
-    "image": sizes["image"] + sizes["image_projection"],
+    "image": sizes["image"] + sizes.get("image_projection", 0),
     "text": sizes["text"] + sizes["text_projection"],
     "total": sum(sizes.values()),
   }
@@ -80,17 +90,23 @@ def parameter_counts(config: config_lib.Model) -> dict[str, int]:
 
 def flops_per_pair(config: config_lib.Model) -> int:
   """Matrix-product FLOPs of one forward pass of one image and one text (2 a multiply-add)."""
-  image, text_ = config.image, config.text
-  image_tokens = (image.resolution // image.patch) ** 2 + 1
-  total = _stem_flops(image)
-  for tokens, width, layers in (
-    (image_tokens, image.width, image.layers),
-    (text_.context_length, text_.width, text_.layers),
-  ):
-    total += (
-      layers * (24 * tokens * width**2 + 4 * tokens**2 * width) + 2 * width * config.embed_dim
-    )
-  return total
+  text_ = config.text
+  text_flops = _transformer_flops(text_.context_length, text_.width, text_.layers)
+  return flops_per_image(config) + text_flops + 2 * text_.width * config.embed_dim
+
+
+def flops_per_image(config: config_lib.Model) -> int:
+  """The image encoder's part of `flops_per_pair`."""
+  image = config.image
+  if image.blocks:
+    return resnet.flops(image, config.embed_dim)
+  tokens = (image.resolution // image.patch) ** 2 + 1
+  blocks = _transformer_flops(tokens, image.width, image.layers)
+  return _stem_flops(image) + blocks + 2 * image.width * config.embed_dim
+
+
+def _transformer_flops(tokens: int, width: int, layers: int) -> int:
+  return layers * (24 * tokens * width**2 + 4 * tokens**2 * width)
 
 
 def _stem_flops(image: config_lib.Vision) -> int:

@@ -31,7 +31,7 @@ def image_initial() -> Initial:
   return Initial(nn.initializers.xavier_uniform(), uniform, uniform, uniform)
 
 
-def _uniform_bias(fan_in: int) -> Initializer:
+def uniform_bias(fan_in: int) -> Initializer:
   """PyTorch's default for the bias of a dense layer, which the released code keeps."""
   bound = fan_in**-0.5
   return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -79,7 +79,7 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x_BSD: jax.Array) -> jax.Array:
     width, initial = x_BSD.shape[-1], self.initial
-    fc_bias, proj_bias = _uniform_bias(width), _uniform_bias(4 * width)
+    fc_bias, proj_bias = uniform_bias(width), uniform_bias(4 * width)
     fc = nn.Dense(4 * width, True, self.dtype, kernel_init=initial.fc, bias_init=fc_bias, name="fc")
     proj = nn.Dense(
       width, True, self.dtype, kernel_init=initial.proj, bias_init=proj_bias, name="proj"
