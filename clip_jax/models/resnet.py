@@ -64,7 +64,7 @@ class ModifiedResNet(nn.Module):
 
 
 class BatchNorm(nn.Module):
-  """Normalises each channel of [B, R, R, C] over all else; statistics in float32.
+  """Normalises each channel of [B, R, R, C] over all else; statistics in float32 or wider.
 
   As in PyTorch, the batch is normalised by its plain variance and the running variance moves
   towards the unbiased one, n / (n - 1) times as large. (flax.linen.BatchNorm keeps the plain one.)
@@ -81,7 +81,7 @@ class BatchNorm(nn.Module):
     bias_C = self.param("bias", nn.initializers.zeros, shape)
     running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
     running_variance = self.variable("batch_stats", "variance", jnp.ones, shape)
-    x_BRRC = x_BRRC.astype(jnp.float32)
+    x_BRRC = x_BRRC.astype(jnp.promote_types(self.dtype, jnp.float32))
     if self.train:
       count = x_BRRC.size // shape[0]
       if count < 2:
@@ -167,7 +167,8 @@ class AttentionPool(nn.Module):
   @nn.compact
   def __call__(self, x_BRRD: jax.Array) -> jax.Array:
     width = x_BRRD.shape[-1]
-    x_BSD = x_BRRD.reshape(len(x_BRRD), -1, width).astype(jnp.float32)
+    wide = jnp.promote_types(self.dtype, jnp.float32)
+    x_BSD = x_BRRD.reshape(len(x_BRRD), -1, width).astype(wide)
     x_BSD = jnp.concatenate([x_BSD.mean(1, keepdims=True), x_BSD], axis=1)
     normal, bias = nn.initializers.normal(width**-0.5), transformer.uniform_bias(width)
     position_SD = self.param("positional_embedding", normal, (x_BSD.shape[1], width))
@@ -177,7 +178,7 @@ class AttentionPool(nn.Module):
     q_B1HK = dense(split, name="q")(x_BSD[:, :1])
     k_BSHK, v_BSHK = dense(split, name="k")(x_BSD), dense(split, name="v")(x_BSD)
     y_B1HK = jax.nn.dot_product_attention(q_B1HK, k_BSHK, v_BSHK)
-    return dense(self.embed_dim, (-2, -1), name="c")(y_B1HK)[:, 0].astype(jnp.float32)
+    return dense(self.embed_dim, (-2, -1), name="c")(y_B1HK)[:, 0].astype(wide)
 
 
 def _conv(channels: int, side: int, dtype: Dtype, name: str, stride: int = 1) -> nn.Conv:
