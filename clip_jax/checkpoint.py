@@ -1,9 +1,9 @@
 """Checkpoints: weights, the rest of the state, and a page of facts about them. Only user of orbax.
 
-A step's folder holds three items: `params`, `train` (everything else in the state) and `meta`
-(JSON: format, config, fingerprint of the data, tokenizer, and every leaf's shape, dtype and
-checksum, and a sha256 of the page itself). Orbax does not notice changed bits, so the checksums are
-compared at every restore.
+A step's folder holds the items `params`, `batch_stats` (running statistics of batch normalisation,
+where the model has any), `train` (everything else in the state) and `meta` (JSON: format, config,
+fingerprint of the data, tokenizer, every leaf's shape, dtype and checksum, and a sha256 of the page
+itself). Orbax does not notice changed bits, so the checksums are compared at every restore.
 """
 
 import contextlib
@@ -36,6 +36,7 @@ class Restored:
   params: Any
   train: Any  # None when only the weights were asked for
   meta: dict[str, Any]
+  batch_stats: Any  # empty where the model has none
 
 
 class Checkpoints:
@@ -60,6 +61,7 @@ class Checkpoints:
     )
     handlers = {
       "params": ocp.StandardCheckpointHandler(),
+      "batch_stats": ocp.StandardCheckpointHandler(),
       "train": ocp.StandardCheckpointHandler(),
       "meta": ocp.JsonCheckpointHandler(),
     }
@@ -75,19 +77,19 @@ class Checkpoints:
     self._manager.reload()
     return sorted(self._manager.all_steps())
 
-  def save(self, step: int, params: Any, train: Any, meta: dict[str, Any]) -> None:
+  def save(
+    self, step: int, params: Any, train: Any, meta: dict[str, Any], batch_stats: Any = None
+  ) -> None:
     """Starts writing in the background; the arrays may be donated once this returns.
 
     Raises: CheckpointError when the previous save failed.
     """
     self.wait()
-    meta = {"format": FORMAT, **meta, "leaves": leaves({"params": params, "train": train})}
+    trees = _trees(params, train, batch_stats)
+    meta = {"format": FORMAT, **meta, "leaves": leaves(trees)}
     meta["sha256"] = _digest(meta)
-    items = ocp.args.Composite(
-      params=ocp.args.StandardSave(params),
-      train=ocp.args.StandardSave(train),
-      meta=ocp.args.JsonSave(meta),
-    )
+    arrays = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+    items = ocp.args.Composite(**arrays, meta=ocp.args.JsonSave(meta))
     self._pending = step
     self._checked(lambda: self._manager.save(step, args=items, force=True))
 
@@ -155,13 +157,15 @@ class Checkpoints:
       raise error
     return None
 
-  def restore(self, step: int, params: Any, train: Any = None) -> Restored:
+  def restore(self, step: int, params: Any, train: Any = None, batch_stats: Any = None) -> Restored:
     """One step, onto the shapes, dtypes and shardings of `params` and `train` (None: weights only).
+
+    `batch_stats` belongs to the weights of a model that has them; None or empty: it has none.
 
     Raises: CheckpointError; its subclass Mismatch when another model or optimizer wrote it.
     """
     meta = self.meta(step)
-    wanted = {"params": params} | ({} if train is None else {"train": train})
+    wanted = _trees(params, train, batch_stats)
     _check_structure(self.folder / str(step), meta["leaves"], wanted)
     items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
     try:
@@ -176,9 +180,13 @@ class Checkpoints:
       raise CheckpointError(
         f"{self.folder / str(step)}: damaged, checksum differs in {_some(damaged)}"
       )
-    return Restored(step, restored["params"], None if train is None else restored["train"], meta)
+    found_train = None if train is None else restored["train"]
+    found_stats = restored["batch_stats"] if batch_stats else {}
+    return Restored(step, restored["params"], found_train, meta, found_stats)
 
-  def restore_latest(self, params: Any, train: Any = None) -> Restored | None:
+  def restore_latest(
+    self, params: Any, train: Any = None, batch_stats: Any = None
+  ) -> Restored | None:
     """The newest whole step, or None when there is none yet; damaged ones are passed over, loudly.
 
     When training goes on from it, folders of later steps are moved to `checkpoints_damaged`, so
@@ -188,7 +196,7 @@ class Checkpoints:
     found, steps = None, self.steps()
     for step in reversed(steps):
       try:
-        found = self.restore(step, params, train)
+        found = self.restore(step, params, train, batch_stats)
         break
       except Mismatch:
         raise
@@ -216,6 +224,14 @@ class Checkpoints:
 
 class Mismatch(CheckpointError):
   """The checkpoint is whole, but of another model, optimizer or run."""
+
+
+def _trees(params: Any, train: Any, batch_stats: Any) -> dict[str, Any]:
+  """The items that hold arrays; without batch normalisation there is no item for it."""
+  trees = {"params": params}
+  if batch_stats:
+    trees["batch_stats"] = batch_stats
+  return trees if train is None else trees | {"train": train}
 
 
 def _check_structure(where: pathlib.Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ command line overrides single values (`--config.optimizer.learning_rate=1e-3`); 
 back into a checked `Config`.
 """
 
+import copy
 import dataclasses
 import difflib
 import typing
@@ -20,20 +21,21 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Vision:
-  """The Vision Transformer image encoder."""
+  """The image encoder: a Vision Transformer, or with `blocks` a modified ResNet."""
 
   resolution: int = 224  # pixels, square
-  patch: int = 32  # pixels, square
+  patch: int = 32  # pixels, square; of a ResNet the 32 that a position of its last grid covers
   # "patch": one linear map of each patch, as published; "convolution": 3x3 convolutions of stride 2
   stem: Literal["patch", "convolution"] = "patch"
-  width: int = 768
-  layers: int = 12
-  heads: int = 12
+  width: int = 768  # of a ResNet the channels after the stem; its features are 32 times as wide
+  layers: int = 12  # of a ResNet 0
+  heads: int = 12  # of a ResNet those of the attention pool
   mlp_width: int = 0  # 0: four times the width
   # "class": the class token's output, projected, as published; "map": SigLIP's, a learned probe
   # attends to the patches, which have biases and neither a class token nor a norm before the
   # blocks; nothing is projected, so the width is embed_dim
   pooling: Literal["class", "map"] = "class"
+  blocks: tuple[int, ...] = ()  # residual blocks of a ResNet's four stages; empty: a Transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +186,29 @@ def parse(tree: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
   return config
 
 
+# Fields younger than the first checkpoints, with what those runs had in their place.
+_LATER: dict[tuple[str, ...], Any] = {
+  ("model", "image", "blocks"): [],
+  ("model", "image", "mlp_width"): 0,
+  ("model", "image", "pooling"): "class",
+  ("model", "text", "mlp_width"): 0,
+  ("model", "text", "pooling"): "end",
+  ("model", "norm_epsilon"): 1e-5,
+  ("model", "loss"): "softmax",
+}
+
+
+def upgrade(saved: Mapping[str, Any]) -> dict[str, Any]:
+  """A config from a checkpoint (`to_dict`), completed by the fields that came after it."""
+  tree = copy.deepcopy(dict(saved))
+  for (*parents, name), value in _LATER.items():
+    group = tree
+    for parent in parents:
+      group = group.get(parent, {})
+    group.setdefault(name, value)
+  return tree
+
+
 def _parse(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
   """Checks `value` against the annotation `kind`; collects what is wrong in `problems`."""
   origin = typing.get_origin(kind)
@@ -247,7 +272,9 @@ def _contradictions(config: Config) -> list[str]:
     "config.evaluation.batch": config.evaluation.batch,
   }
   for name, encoder in (("image", image), ("text", text)):
-    for part in ("width", "layers", "heads"):
+    for part in (
+      ("width", "heads") if encoder is image and image.blocks else ("width", "heads", "layers")
+    ):
       numbers[f"config.model.{name}.{part}"] = getattr(encoder, part)
   found = [f"{key}: must be at least 1, is {value}" for key, value in numbers.items() if value < 1]
   least = {
@@ -276,13 +303,14 @@ def _contradictions(config: Config) -> list[str]:
       f"config.model.embed_dim: {config.model.embed_dim} is not the image encoder's width "
       f"{image.width}, and its pooling 'map' has no projection"
     )
-  for name, encoder in (("image", image), ("text", text)):
+  if image.blocks:
+    found.extend(_resnet_contradictions(image))
+  image_width = 32 * image.width if image.blocks else image.width  # where its attention is
+  for name, width, encoder in (("image", image_width, image), ("text", text.width, text)):
     if encoder.mlp_width < 0:
       found.append(f"config.model.{name}.mlp_width: must be at least 0, is {encoder.mlp_width}")
-    if encoder.width % encoder.heads:
-      found.append(
-        f"config.model.{name}.heads: {encoder.heads} does not divide width {encoder.width}"
-      )
+    if width % encoder.heads:
+      found.append(f"config.model.{name}.heads: {encoder.heads} does not divide width {width}")
   short = config.preprocess.train_short_side
   if short and short < image.resolution:
     found.append(
@@ -296,4 +324,17 @@ def _contradictions(config: Config) -> list[str]:
   ]
   if config.data.sources and sum(s.weight for s in config.data.sources) <= 0:
     found.append("config.data.sources: the weights sum to zero")
+  return found
+
+
+def _resnet_contradictions(image: Vision) -> list[str]:
+  where, found = "config.model.image", []
+  if len(image.blocks) != 4 or min(image.blocks) < 1:
+    found.append(f"{where}.blocks: {list(image.blocks)} is not four stages of 1 block or more")
+  if image.width % 2:
+    found.append(f"{where}.width: {image.width} is odd; the stem of a ResNet halves it")
+  for name, only in (("patch", 32), ("layers", 0), ("stem", "patch")):
+    value = getattr(image, name)
+    if value != only:
+      found.append(f"{where}.{name}: {value!r}; a ResNet (it has blocks) takes {only!r} only")
   return found

@@ -24,8 +24,9 @@ _CHUNK = 256  # images or texts encoded at a time
 class Clip:
   """Encoders with their weights, preprocessing and tokenizer.
 
-  Attributes: `config` (of the run), `params` (nested dict), `tokenizer`, `preprocess`,
-    `resolution` (pixels), `logit_scale` (multiplicative), `step` (of the checkpoint).
+  Attributes: `config` (of the run), `params` (nested dict), `batch_stats` (the same, a ResNet's
+    running statistics; otherwise empty), `tokenizer`, `preprocess`, `resolution` (pixels),
+    `logit_scale` (multiplicative), `step` (of the checkpoint).
   """
 
   def __init__(
@@ -34,8 +35,10 @@ class Clip:
     params: Any,
     tokenizer: tokenizer_lib.Tokenizer,
     step: int = 0,
+    batch_stats: Any = None,
   ):
     self.config, self.params, self.tokenizer, self.step = config, params, tokenizer, step
+    self.batch_stats = batch_stats or {}
     self.preprocess = config.preprocess
     self.resolution = config.model.image.resolution
 
@@ -115,13 +118,13 @@ class Clip:
   def _in_chunks(self, encode: Any, inputs: np.ndarray) -> np.ndarray:
     """Runs `encode` on padded chunks of a few fixed sizes, so that it compiles a few times only."""
     out = [np.zeros((0, self.config.model.embed_dim), np.float32)]
+    variables = {"params": self.params, "batch_stats": self.batch_stats}
     for start in range(0, len(inputs), _CHUNK):
       chunk = inputs[start : start + _CHUNK]
       size = min(_CHUNK, 1 << (len(chunk) - 1).bit_length())
       padded = np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk), axis=0)])
-      out.append(
-        np.asarray(encode(self.config, self.params, self._on_devices(padded)))[: len(chunk)]
-      )
+      embeddings_NE = encode(self.config, variables, self._on_devices(padded))
+      out.append(np.asarray(embeddings_NE)[: len(chunk)])
     return np.concatenate(out)
 
   def _on_devices(self, rows: np.ndarray) -> Any:
@@ -134,15 +137,15 @@ class Clip:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode_image(config: config_lib.Config, params: Any, image_BRR3: jax.Array) -> Any:
+def _encode_image(config: config_lib.Config, variables: Any, image_BRR3: jax.Array) -> Any:
   if image_BRR3.dtype == jnp.uint8:
     image_BRR3 = images_lib.normalise(image_BRR3, config.preprocess.mean, config.preprocess.std)
-  return CLIP(config.model).apply({"params": params}, image_BRR3, method="encode_image")
+  return CLIP(config.model).apply(variables, image_BRR3, method="encode_image")
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode_text(config: config_lib.Config, params: Any, tokens_BL: jax.Array) -> Any:
-  return CLIP(config.model).apply({"params": params}, tokens_BL, method="encode_text")
+def _encode_text(config: config_lib.Config, variables: Any, tokens_BL: jax.Array) -> Any:
+  return CLIP(config.model).apply(variables, tokens_BL, method="encode_text")
 
 
 def load(path: str | os.PathLike[str]) -> Clip:
@@ -155,12 +158,14 @@ def load(path: str | os.PathLike[str]) -> Clip:
     newest = checkpoints.newest_meta()
     if newest is None:
       raise checkpoint.CheckpointError(f"{path}: no finished checkpoint in {checkpoints.folder}")
-    config = config_lib.parse(newest[1]["config"])
-    restored = checkpoints.restore_latest(_abstract_params(config))
+    config = config_lib.parse(config_lib.upgrade(newest[1]["config"]))
+    wanted = _abstract_variables(config)
+    restored = checkpoints.restore_latest(wanted["params"], batch_stats=wanted.get("batch_stats"))
   finally:
     checkpoints.close()
   assert restored is not None
-  return Clip(config, restored.params, tokenizer_from(restored.meta["tokenizer"]), restored.step)
+  tokenizer = tokenizer_from(restored.meta["tokenizer"])
+  return Clip(config, restored.params, tokenizer, restored.step, restored.batch_stats)
 
 
 def tokenizer_from(saved: str) -> tokenizer_lib.Tokenizer:
@@ -170,9 +175,9 @@ def tokenizer_from(saved: str) -> tokenizer_lib.Tokenizer:
   )
 
 
-def _abstract_params(config: config_lib.Config) -> Any:
+def _abstract_variables(config: config_lib.Config) -> Any:
   image, text = config.model.image, config.model.text
   image_BRR3 = jax.ShapeDtypeStruct((1, image.resolution, image.resolution, 3), jnp.float32)
   tokens_BL = jax.ShapeDtypeStruct((1, text.context_length), jnp.int32)
   shapes = jax.eval_shape(CLIP(config.model).init, jax.random.key(0), image_BRR3, tokens_BL)
-  return sharding.place(shapes["params"], sharding.make_mesh(1))
+  return sharding.place(shapes, sharding.make_mesh(1))

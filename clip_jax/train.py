@@ -74,12 +74,14 @@ def train(
       evaluate_now = config.evaluation.every_steps and done % config.evaluation.every_steps == 0
       if evaluate_now and done < config.steps:
         with log.time("evaluation"):
-          results = tasks.run(inference.Clip(config, state.params, tokenizer), config, held_out)
+          model = inference.Clip(config, state.params, tokenizer, batch_stats=state.batch_stats)
+          results = tasks.run(model, config, held_out)
         log.write(done, tasks.figures(results))
       if done % config.checkpoint.every_steps == 0 or done == config.steps or stopping:
         rest = {"step": state.step, "opt_state": state.opt_state, "guard": state.guard}
         with log.time("checkpoint"):
-          checkpoints.save(done, state.params, rest, {**facts, **bad_records.counts()})
+          meta = {**facts, **bad_records.counts()}
+          checkpoints.save(done, state.params, rest, meta, state.batch_stats)
     if previous is not None:
       _read(config, previous, done, bad_records, checkpoints, log, stream)
     with log.time("checkpoint"):
@@ -173,7 +175,7 @@ def _restore_or_init(
   newest = checkpoints.newest_meta()
   if newest and not accept_changes:
     step, meta = newest
-    changed = _differences(meta, facts)
+    changed = _differences({**meta, "config": config_lib.upgrade(meta["config"])}, facts)
     if changed:
       raise TrainingError(
         f"{checkpoints.folder}: step {step} is of another run: {'; '.join(changed)}. "
@@ -181,10 +183,11 @@ def _restore_or_init(
       )
   wanted = train_step.abstract_state(config, mesh)
   rest = {"step": wanted.step, "opt_state": wanted.opt_state, "guard": wanted.guard}
-  restored = checkpoints.restore_latest(wanted.params, rest)
+  restored = checkpoints.restore_latest(wanted.params, rest, wanted.batch_stats)
   if restored is None:
     return train_step.init_state(config, mesh), {"bad_records": {}, "seen_records": 0}
-  return train_step.TrainState(params=restored.params, **restored.train), restored.meta
+  weights = {"params": restored.params, "batch_stats": restored.batch_stats}
+  return train_step.TrainState(**weights, **restored.train), restored.meta
 
 
 # Changing these between a save and a restart changes nothing that training computes.

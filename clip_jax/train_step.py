@@ -36,6 +36,7 @@ class TrainState:
 
   step: jax.Array
   params: Any
+  batch_stats: Any  # running statistics of batch normalisation; empty for Vision Transformers
   opt_state: Any
   guard: Guard
 
@@ -57,9 +58,10 @@ def _init(config: config_lib.Config, rng: jax.Array) -> TrainState:
   image, text = config.model.image, config.model.text
   image_BRR3 = jnp.zeros((1, image.resolution, image.resolution, 3))
   tokens_BL = jnp.zeros((1, text.context_length), jnp.int32)
-  params = CLIP(config.model).init(jax.random.fold_in(rng, 0), image_BRR3, tokens_BL)["params"]
+  variables = CLIP(config.model).init(jax.random.fold_in(rng, 0), image_BRR3, tokens_BL)
+  params, batch_stats = variables["params"], variables.get("batch_stats", {})
   opt_state = optimizer.make(config.optimizer, config.steps).init(params)
-  return TrainState(jnp.zeros((), jnp.int32), params, opt_state, fresh_guard())
+  return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state, fresh_guard())
 
 
 def fresh_guard() -> Guard:
@@ -76,7 +78,7 @@ def make_train_step(
   The batch holds `image` uint8 [B, R, R, 3], `tokens` int32 [B, L], and int32 [B] `bad` (why a
   record was replaced, an index into records.CAUSES) and `stop` (a host was asked to stop), which
   are summed over all hosts. Metrics are float32 scalars, and `bad_by_cause` [causes]. A step whose
-  loss or gradient is not finite changes no parameter and no optimizer state.
+  loss or gradient is not finite changes no parameter, no running statistics and no optimizer state.
   """
   whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
   step = functools.partial(train_step, config, mesh)
@@ -89,17 +91,22 @@ def train_step(
   """See `make_train_step`."""
   image_BRR3 = images.normalise(batch["image"], config.preprocess.mean, config.preprocess.std)
 
-  def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    embeddings: Any = CLIP(config.model).apply({"params": params}, image_BRR3, batch["tokens"])
+  def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
+    variables = {"params": params, "batch_stats": state.batch_stats}
+    embeddings, changed = CLIP(config.model).apply(
+      variables, image_BRR3, batch["tokens"], train=True, mutable=["batch_stats"]
+    )
     image_BE, text_BE, scale = embeddings
     if config.model.loss == "sigmoid":
       bias = params["logit_bias"]
       loss, accuracy = losses.sharded_sigmoid(mesh, image_BE, text_BE, scale, bias)
     else:
       loss, accuracy = losses.sharded_contrastive(mesh, image_BE, text_BE, scale)
-    return loss, (accuracy, scale)
+    return loss, (accuracy, scale, changed.get("batch_stats", {}))
 
-  (loss, (accuracy, scale)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+  (loss, (accuracy, scale, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+    state.params
+  )
   gradient_norm = optax.tree.norm(gradients)
   tx = optimizer.make(config.optimizer, config.steps)
   updates, opt_state = tx.update(gradients, state.opt_state, state.params)
@@ -107,8 +114,10 @@ def train_step(
     optax.apply_updates(state.params, updates), config.optimizer.max_logit_scale
   )
   keep, spike_sigma, guard = judge(config.optimizer, state.guard, loss, gradient_norm)
-  params, opt_state = jax.tree.map(
-    lambda new, old: jnp.where(keep, new, old), (params, opt_state), (state.params, state.opt_state)
+  params, batch_stats, opt_state = jax.tree.map(
+    lambda new, old: jnp.where(keep, new, old),
+    (params, batch_stats, opt_state),
+    (state.params, state.batch_stats, state.opt_state),
   )
   metrics = {
     "loss": loss,
@@ -125,7 +134,7 @@ def train_step(
     "stop": batch["stop"].sum(),
   }
   metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
-  return TrainState(state.step + 1, params, opt_state, guard), metrics
+  return TrainState(state.step + 1, params, batch_stats, opt_state, guard), metrics
 
 
 def judge(

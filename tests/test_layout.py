@@ -19,7 +19,7 @@ LAYERS = (
     "data.tokenizer",
     "data.records",
   ),
-  ("models.vit", "models.text", "losses", "data.scenes", "checkpoint", "metrics"),
+  ("models.vit", "models.resnet", "models.text", "losses", "data.scenes", "checkpoint", "metrics"),
   ("models.clip", "data.pipeline", "evaluation.prompts", "evaluation.encoding"),
   ("train_step", "inference", "evaluation.zero_shot", "evaluation.retrieval"),
   ("evaluation.tasks", "evaluation.curves", "evaluation.embedding_map"),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from clip_jax import config as config_lib
-from clip_jax.models import text, vit
+from clip_jax.models import resnet, text, vit
 
 
 class CLIP(nn.Module):
@@ -23,11 +23,15 @@ class CLIP(nn.Module):
   def setup(self) -> None:
     c, dtype = self.config, compute_dtype(self.config)
     shared = (c.activation, dtype, c.scan_layers, c.remat, c.norm_epsilon)
-    self.image = vit.VisionTransformer(c.image, *shared)
-    self.text = text.TextTransformer(c.text, *shared)
     constant = nn.initializers.constant
-    if c.image.pooling != "map":
-      self.image_projection = self._projection("image_projection", c.image.width)
+    self.image: resnet.ModifiedResNet | vit.VisionTransformer
+    if c.image.blocks:
+      self.image = resnet.ModifiedResNet(c.image, c.embed_dim, dtype, c.scan_layers, c.remat)
+    else:
+      self.image = vit.VisionTransformer(c.image, *shared)
+      if c.image.pooling != "map":
+        self.image_projection = self._projection("image_projection", c.image.width)
+    self.text = text.TextTransformer(c.text, *shared)
     self.text_projection = self._projection("text_projection", c.text.width)
     if c.text.pooling == "last":
       self.text_projection_bias = self.param("text_projection_bias", constant(0), (c.embed_dim,))
@@ -42,13 +46,19 @@ class CLIP(nn.Module):
     return self.param(name, nn.initializers.normal(width**-0.5), (width, self.config.embed_dim))
 
   def __call__(
-    self, image_BRR3: jax.Array, tokens_BL: jax.Array
+    self, image_BRR3: jax.Array, tokens_BL: jax.Array, train: bool = False
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(image_BE, text_BE, logit scale): what the loss takes (sigmoid: with params' logit_bias)."""
-    return self.encode_image(image_BRR3), self.encode_text(tokens_BL), jnp.exp(self.log_scale)
+    image_BE = self.encode_image(image_BRR3, train)
+    return image_BE, self.encode_text(tokens_BL), jnp.exp(self.log_scale)
 
-  def encode_image(self, image_BRR3: jax.Array) -> jax.Array:
-    """Normalised float32 images [B, R, R, 3] -> image_BE."""
+  def encode_image(self, image_BRR3: jax.Array, train: bool = False) -> jax.Array:
+    """Normalised float32 images [B, R, R, 3] -> image_BE.
+
+    `train` concerns ResNets alone: it takes the batch's statistics, and updates `batch_stats`.
+    """
+    if isinstance(self.image, resnet.ModifiedResNet):
+      return _unit(self.image(image_BRR3, train))
     x_BD = self.image(image_BRR3)
     if self.config.image.pooling == "map":
       return _unit(x_BD)
@@ -96,21 +106,30 @@ def parameter_counts(config: config_lib.Model) -> dict[str, int]:
 
 def flops_per_pair(config: config_lib.Model) -> int:
   """Matrix-product FLOPs of one forward pass of one image and one text (2 a multiply-add)."""
-  image, text_ = config.image, config.text
+  text_ = config.text
+  text_flops = _blocks_flops(text_.context_length, text_)
+  return flops_per_image(config) + text_flops + 2 * text_.width * config.embed_dim
+
+
+def flops_per_image(config: config_lib.Model) -> int:
+  """The image encoder's part of `flops_per_pair`."""
+  image = config.image
+  if image.blocks:
+    return resnet.flops(image, config.embed_dim)
   patches = (image.resolution // image.patch) ** 2
-  total = _stem_flops(image) + 2 * text_.width * config.embed_dim
   if image.pooling == "map":
     # keys and values of every patch, attention of one query, its own two products, its MLP
-    mlp_width, image_tokens = image.mlp_width or 4 * image.width, patches
-    total += 4 * image.width * (patches * image.width + patches + image.width + mlp_width)
+    mlp_width, tokens = image.mlp_width or 4 * image.width, patches
+    pooling = 4 * image.width * (patches * image.width + patches + image.width + mlp_width)
   else:
-    image_tokens = patches + 1
-    total += 2 * image.width * config.embed_dim
-  for tokens, tower in ((image_tokens, image), (text_.context_length, text_)):
-    width, mlp_width = tower.width, tower.mlp_width or 4 * tower.width
-    attention = 8 * tokens * width**2 + 4 * tokens**2 * width
-    total += tower.layers * (attention + 4 * tokens * width * mlp_width)
-  return total
+    tokens, pooling = patches + 1, 2 * image.width * config.embed_dim
+  return _stem_flops(image) + _blocks_flops(tokens, image) + pooling
+
+
+def _blocks_flops(tokens: int, tower: config_lib.Vision | config_lib.Text) -> int:
+  width, mlp_width = tower.width, tower.mlp_width or 4 * tower.width
+  attention = 8 * tokens * width**2 + 4 * tokens**2 * width
+  return tower.layers * (attention + 4 * tokens * width * mlp_width)
 
 
 def _stem_flops(image: config_lib.Vision) -> int:

@@ -1,9 +1,26 @@
-"""The published models as configs (Table 20), and the families people use beside them."""
+"""The published models as configs, and the families people use beside them.
+
+Source: Tables 19 and 20; details of openai/CLIP model.py.
+"""
 
 from clip_jax.config import Model, Text, Vision
 
 _BASE_TEXT = Text(width=512, heads=8)
 _LARGE_TEXT = Text(width=768, heads=12)
+
+
+def _resnet(
+  blocks: tuple[int, ...], resolution: int, width: int, text: Text, embed_dim: int
+) -> Model:
+  vision = Vision(resolution, 32, width=width, layers=0, heads=width // 2, blocks=blocks)
+  return Model(vision, text, embed_dim)
+
+
+RN50 = _resnet((3, 4, 6, 3), 224, 64, _BASE_TEXT, 1024)
+RN101 = _resnet((3, 4, 23, 3), 224, 64, _BASE_TEXT, 512)
+RN50X4 = _resnet((4, 6, 10, 6), 288, 80, Text(width=640, heads=10), 640)
+RN50X16 = _resnet((6, 8, 18, 8), 384, 96, _LARGE_TEXT, 768)
+RN50X64 = _resnet((3, 15, 36, 10), 448, 128, Text(width=1024, heads=16), 1024)
 
 VIT_B_32 = Model(Vision(224, 32, width=768, layers=12, heads=12), _BASE_TEXT, 512)
 VIT_B_16 = Model(Vision(224, 16, width=768, layers=12, heads=12), _BASE_TEXT, 512)
@@ -11,6 +28,11 @@ VIT_L_14 = Model(Vision(224, 14, width=1024, layers=24, heads=16), _LARGE_TEXT, 
 VIT_L_14_336 = Model(Vision(336, 14, width=1024, layers=24, heads=16), _LARGE_TEXT, 768)
 
 PUBLISHED = {
+  "RN50": RN50,
+  "RN101": RN101,
+  "RN50x4": RN50X4,
+  "RN50x16": RN50X16,
+  "RN50x64": RN50X64,
   "ViT-B/32": VIT_B_32,
   "ViT-B/16": VIT_B_16,
   "ViT-L/14": VIT_L_14,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
 
-def _uniform_bias(fan_in: int) -> Initializer:
+def uniform_bias(fan_in: int) -> Initializer:
   """PyTorch's default for the bias of a dense layer, which the released code keeps."""
   bound = fan_in**-0.5
   return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -23,7 +23,7 @@ class Initial(NamedTuple):
   out: Initializer
   fc: Initializer
   proj: Initializer
-  mlp_bias: Callable[[int], Initializer] = _uniform_bias  # by fan-in
+  mlp_bias: Callable[[int], Initializer] = uniform_bias  # by fan-in
 
 
 def text_initial(width: int, layers: int) -> Initial:
