@@ -84,7 +84,7 @@ def test_what_a_resnet_cannot_be(changes, message):
 def test_a_saved_config_gets_the_fields_that_came_later():
   saved = c.to_dict(FULL)
   del saved["model"]["image"]["blocks"]
-  with pytest.raises(c.ConfigError, match="config.model.image.blocks: missing"):
+  with pytest.raises(c.ConfigError, match=r"config\.model\.image\.blocks: missing"):
     c.parse(saved)
   assert c.parse(c.upgrade(saved)) == FULL
   assert "blocks" not in saved["model"]["image"]
