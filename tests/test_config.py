@@ -1,5 +1,6 @@
 """The config: a round trip, and every kind of mistake told by key."""
 
+import dataclasses
 import json
 
 import pytest
@@ -64,6 +65,48 @@ def test_pixels_may_be_left_over_where_siglip_leaves_them():
     wrong = {**tree, "model": {**tree["model"], "image": {**tree["model"]["image"], **change}}}
     with pytest.raises(c.ConfigError, match="does not divide resolution 384"):
       c.parse(wrong)
+
+
+RESNET = c.Vision(224, 32, width=64, layers=0, heads=32, blocks=(3, 4, 6, 3))
+
+
+def _with_image(**changes):
+  image = dataclasses.replace(RESNET, **changes)
+  return dataclasses.replace(FULL, model=dataclasses.replace(FULL.model, image=image))
+
+
+def test_a_resnet_round_trips():
+  assert c.parse(c.to_config_dict(_with_image())) == _with_image()
+  assert c.parse(json.loads(json.dumps(c.to_dict(_with_image())))) == _with_image()
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"blocks": (3, 4, 6)}, r"image.blocks: \[3, 4, 6\] is not four stages"),
+    ({"blocks": (3, 4, 0, 3)}, r"image.blocks: \[3, 4, 0, 3\] is not four stages"),
+    ({"blocks": (3, 4, 6, 3.5)}, r"image.blocks\[3\]: expected int, got 3.5"),
+    ({"layers": 12}, "image.layers: 12; a ResNet .* takes 0 only"),
+    ({"patch": 16}, "image.patch: 16; a ResNet .* takes 32 only"),
+    ({"stem": "convolution"}, "image.stem: 'convolution'; a ResNet .* takes 'patch' only"),
+    ({"resolution": 240}, "image.patch: 32 does not divide resolution 240"),
+    ({"width": 15, "heads": 8}, "image.width: 15 is odd"),
+    ({"heads": 3}, "image.heads: 3 does not divide width 2048"),
+  ],
+)
+def test_what_a_resnet_cannot_be(changes, message):
+  with pytest.raises(c.ConfigError, match=message):
+    c.parse(c.to_dict(_with_image(**changes)))
+
+
+def test_a_saved_config_gets_the_fields_that_came_later():
+  saved = c.to_dict(FULL)
+  del saved["model"]["image"]["blocks"]
+  with pytest.raises(c.ConfigError, match=r"config\.model\.image\.blocks: missing"):
+    c.parse(saved)
+  assert c.parse(c.upgrade(saved)) == FULL
+  assert "blocks" not in saved["model"]["image"]
+  assert c.parse(c.upgrade(c.to_dict(_with_image()))) == _with_image()
 
 
 def test_all_mistakes_are_told_together():

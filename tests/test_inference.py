@@ -55,6 +55,22 @@ def test_what_a_model_says_of_itself(model):
   assert model.params["image_projection"].shape == (16, 12)
 
 
+def test_a_checkpoint_of_an_earlier_version_is_read(model, workdir, tmp_path):
+  """It knows no ResNets: its config has no `blocks`, and its folder no running statistics."""
+  config = c.to_dict(CONFIG)
+  del config["model"]["image"]["blocks"]
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  meta = {"config": config, "tokenizer": model.tokenizer.to_json()}
+  checkpoints.save(10, model.params, {"step": np.int32(10)}, meta)
+  checkpoints.close()
+  items = [{p.name for p in (w / "checkpoints" / "10").iterdir()} for w in (tmp_path, workdir)]
+  assert items[0] == items[1]
+  assert "batch_stats" not in items[0]
+  earlier = clip_jax.load(tmp_path)
+  assert (earlier.config, earlier.batch_stats) == (CONFIG, {})
+  np.testing.assert_array_equal(earlier.encode_image(_pixels()), model.encode_image(_pixels()))
+
+
 def test_embeddings_are_unit_norm_float32(model):
   for out in (model.encode_image(_pixels()), model.encode_text(["a red circle", "", "x" * 5])):
     assert out.shape == (3, 12)
