@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # From the bottom up; a module imports only modules of lower layers.
 LAYERS = (
-  ("config", "data.bytepairs", "data.cleaning", "data.images"),
+  ("config", "data.bytepairs", "data.cleaning", "data.images", "interop.layouts"),
   (
     "models.transformer",
     "models.presets",
@@ -18,10 +18,20 @@ LAYERS = (
     "sharding",
     "data.tokenizer",
     "data.records",
+    "interop.naming",
   ),
-  ("models.vit", "models.resnet", "models.text", "losses", "data.scenes", "checkpoint", "metrics"),
+  (
+    "models.vit",
+    "models.resnet",
+    "models.text",
+    "losses",
+    "data.scenes",
+    "checkpoint",
+    "metrics",
+    "interop.architecture",
+  ),
   ("models.clip", "data.pipeline", "evaluation.prompts", "evaluation.encoding"),
-  ("train_step", "inference", "evaluation.zero_shot", "evaluation.retrieval"),
+  ("interop.weights", "train_step", "inference", "evaluation.zero_shot", "evaluation.retrieval"),
   ("evaluation.tasks", "evaluation.curves", "evaluation.embedding_map"),
   ("evaluation.figures",),
   ("evaluation.report",),
@@ -93,6 +103,9 @@ def test_every_layer_entry_exists():
 TESTED_WITH = {
   "data.bytepairs": "tokenizer",
   "data.cleaning": "tokenizer",
+  "interop.layouts": "weights",
+  "interop.naming": "weights",
+  "interop.architecture": "weights",
   "models.transformer": "models",
   "models.vit": "models",
   "models.text": "models",

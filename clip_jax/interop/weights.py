@@ -1,0 +1,124 @@
+"""Weights of other frameworks -> ours, and ours -> theirs: arrays by name, through `naming`.
+
+Every array of theirs must be used and every one of ours filled; all that does not fit is collected
+and told together. Ours are float32; half precision is widened, which changes no value.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clip_jax.config import Model
+from clip_jax.interop.architecture import WeightsError
+from clip_jax.interop.naming import Weight
+from clip_jax.models.clip import CLIP
+
+# Arrays that hold no weight: sizes, masks and positions written out, counts of training batches.
+_NO_WEIGHT = re.compile(
+  r"(input_resolution|context_length|vocab_size|attn_mask|.*\.num_batches_tracked"
+  r"|.*embeddings\.position_ids)"
+)
+_MOST_PROBLEMS = 20  # told one by one
+
+
+def abstract_variables(model: Model) -> dict[str, Any]:
+  """{"params": ..., "batch_stats": ...} as shapes; the second only where the model has it."""
+  image, text = model.image, model.text
+  image_BRR3 = jax.ShapeDtypeStruct((1, image.resolution, image.resolution, 3), jnp.float32)
+  tokens_BL = jax.ShapeDtypeStruct((1, text.context_length), jnp.int32)
+  return jax.eval_shape(CLIP(model).init, jax.random.key(0), image_BRR3, tokens_BL)
+
+
+def to_ours(
+  arrays: Mapping[str, np.ndarray], table: Sequence[Weight], model: Model
+) -> dict[str, Any]:
+  """Their arrays -> our variables (nested dicts of float32 arrays).
+
+  Raises: WeightsError naming every array that is missing, surplus, of another shape or dtype, or
+    not finite.
+  """
+  shapes = _flat(abstract_variables(model))
+  out = {path: np.empty(leaf.shape, np.float32) for path, leaf in shapes.items()}
+  filled: set[str] = set()
+  used: set[str] = set()
+  problems: list[str] = []
+  for weight in table:
+    used.update(weight.theirs)
+    missing = [name for name in weight.theirs if name not in arrays]
+    problems += [f"{name} is missing" for name in missing]
+    unknown = [path for path in weight.ours if path not in out]
+    problems += [f"{weight.theirs[0]} has no place in this model" for path in unknown]
+    if not missing and not unknown:
+      problems += _fill(out, weight, [arrays[name] for name in weight.theirs])
+    filled.update(weight.ours)
+  surplus = [name for name in arrays if name not in used and not _NO_WEIGHT.fullmatch(name)]
+  problems += [f"{name} is not part of this model" for name in surplus]
+  problems += [f"nothing fills our {path}" for path in out.keys() - filled]
+  if problems:
+    rest = len(problems) - _MOST_PROBLEMS
+    more = f"; and {rest} more" if rest > 0 else ""
+    raise WeightsError("; ".join(problems[:_MOST_PROBLEMS]) + more)
+  return _nested(out)
+
+
+def _fill(out: dict[str, np.ndarray], weight: Weight, theirs: list[np.ndarray]) -> list[str]:
+  """Writes one table entry into its place. Returns: what is wrong with it."""
+  names = ", ".join(weight.theirs)
+  problems = []
+  for name, array in zip(weight.theirs, theirs, strict=True):
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+      problems.append(f"{name} is {array.dtype}, not floating point")
+    elif not np.isfinite(array.astype(np.float32, copy=False)).all():
+      problems.append(f"{name} holds NaN or infinity")
+  if problems:
+    return problems
+  targets = [out[path] for path in weight.ours]
+  if weight.layer is not None:
+    targets = [target[weight.layer] for target in targets]
+  given = ", ".join(str(list(array.shape)) for array in theirs)
+  try:
+    ours = weight.layout.to_ours(theirs)
+  except (ValueError, IndexError):
+    return [f"{names} has shape {given}, which cannot be laid out as {weight.ours[0]}"]
+  for path, target, value in zip(weight.ours, targets, ours, strict=True):
+    if value.shape != target.shape:
+      return [f"{names} has shape {given}, which gives {path} {value.shape}, not {target.shape}"]
+    target[...] = value
+  return []
+
+
+def to_theirs(variables: Mapping[str, Any], table: Sequence[Weight]) -> dict[str, np.ndarray]:
+  """Our variables -> their arrays, contiguous float32. Raises: WeightsError on NaN or infinity."""
+  flat = {path: np.asarray(leaf) for path, leaf in _flat(variables).items()}
+  bad = [path for path, leaf in flat.items() if not np.isfinite(leaf).all()]
+  if bad:
+    raise WeightsError(f"these weights hold NaN or infinity: {', '.join(bad[:_MOST_PROBLEMS])}")
+  out: dict[str, np.ndarray] = {}
+  for weight in table:
+    ours = [flat[path] for path in weight.ours]
+    if weight.layer is not None:
+      ours = [array[weight.layer] for array in ours]
+    theirs = weight.layout.to_theirs(ours)
+    for name, array in zip(weight.theirs, theirs, strict=True):
+      out[name] = np.ascontiguousarray(array).reshape(array.shape)  # a scalar stays a scalar
+  return out
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+  named: Iterable[tuple[Any, Any]] = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in named}
+
+
+def _nested(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  out: dict[str, Any] = {}
+  for path, value in flat.items():
+    *groups, name = path.split("/")
+    group = out
+    for part in groups:
+      group = group.setdefault(part, {})
+    group[name] = value
+  return out

@@ -1,0 +1,229 @@
+"""Weights in and out, against open_clip's own models: embeddings, logits, every tensor."""
+
+import copy
+import re
+
+import jax
+import numpy as np
+import open_clip_alone
+import pytest
+import torch
+
+from clip_jax.interop import architecture, naming, weights
+from clip_jax.models import presets
+from clip_jax.models.clip import CLIP
+
+TEXT = {"context_length": 9, "vocab_size": 70, "width": 24, "heads": 3, "layers": 2}
+VIT = {
+  "embed_dim": 20,
+  "vision_cfg": {
+    "image_size": 40, "patch_size": 8, "width": 32, "layers": 3, "head_width": 8, "mlp_ratio": 3.5
+  },
+  "text_cfg": TEXT,
+}  # fmt: skip
+RESNET = {
+  "embed_dim": 20,
+  "vision_cfg": {"image_size": 96, "layers": [1, 2, 3, 1], "width": 8},
+  "text_cfg": TEXT,
+}
+CONFIGS = {
+  "vit": VIT,
+  "vit_quick_gelu": {**VIT, "quick_gelu": True},
+  "resnet": {**RESNET, "quick_gelu": True},
+}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def theirs(request):
+  """open_clip's model of a config, all its weights, biases and statistics at random."""
+  config = CONFIGS[request.param]
+  generator = torch.Generator().manual_seed(3)
+  model = open_clip_alone.module("model").CLIP(**copy.deepcopy(config), output_dict=False)
+  with torch.no_grad():
+    for name, value in model.state_dict().items():
+      if value.is_floating_point() and "attn_mask" not in name:
+        noise = torch.randn(value.shape, generator=generator)
+        if name.endswith("running_var"):
+          value.copy_(0.5 + noise.abs())
+        elif value.ndim > 1:
+          value.copy_(noise * value[0].numel() ** -0.5)
+        else:
+          value.copy_(value + 0.2 * noise)
+  return config, model.eval()
+
+
+def _arrays(model):
+  return {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+def _inputs(model, count=5):
+  rng = np.random.default_rng(1)
+  side, length = model.image.resolution, model.text.context_length
+  image_BRR3 = rng.normal(size=(count, side, side, 3)).astype(np.float32)
+  tokens_BL = rng.integers(1, model.text.vocab_size - 1, (count, length)).astype(np.int32)
+  tokens_BL[np.arange(count), rng.integers(1, length, count)] = model.text.vocab_size - 1
+  return image_BRR3, tokens_BL
+
+
+def test_embeddings_and_logits_equal_open_clips(theirs):
+  config, torch_model = theirs
+  model = architecture.from_open_clip_config(config)
+  variables = weights.to_ours(_arrays(torch_model), naming.openai(model), model)
+  image_BRR3, tokens_BL = _inputs(model)
+  image_BE, text_BE, scale = jax.jit(CLIP(model).apply)(variables, image_BRR3, tokens_BL)
+  with torch.no_grad():
+    image = torch.tensor(image_BRR3).permute(0, 3, 1, 2)
+    expected = torch_model(image, torch.tensor(tokens_BL).long())
+  np.testing.assert_allclose(image_BE, expected[0].numpy(), atol=2e-6)
+  np.testing.assert_allclose(text_BE, expected[1].numpy(), atol=2e-6)
+  np.testing.assert_allclose(scale, expected[2].numpy(), rtol=1e-6)
+  logits_BB = np.asarray(scale * image_BE @ text_BE.T)
+  theirs_BB = (expected[2] * expected[0] @ expected[1].T).numpy()
+  np.testing.assert_allclose(logits_BB, theirs_BB, atol=1e-4)
+
+
+def test_the_activation_matters(theirs):
+  """The comparison above would see a wrong one."""
+  config, torch_model = theirs
+  wrong = architecture.from_open_clip_config(
+    {**config, "quick_gelu": not config.get("quick_gelu", False)}
+  )
+  variables = weights.to_ours(_arrays(torch_model), naming.openai(wrong), wrong)
+  image_BRR3, tokens_BL = _inputs(wrong)
+  text_BE = jax.jit(CLIP(wrong).apply)(variables, image_BRR3, tokens_BL)[1]
+  expected = torch_model.encode_text(torch.tensor(tokens_BL).long(), normalize=True)
+  assert np.abs(text_BE - expected.detach().numpy()).max() > 1e-3
+
+
+def test_round_trips_are_exact(theirs):
+  config, torch_model = theirs
+  model = architecture.from_open_clip_config(config)
+  table, arrays = naming.openai(model), _arrays(torch_model)
+  variables = weights.to_ours(arrays, table, model)
+  back = weights.to_theirs(variables, table)
+  expected = {
+    name: array
+    for name, array in arrays.items()
+    if not re.search("num_batches_tracked|attn_mask", name)
+  }
+  assert back.keys() == expected.keys()
+  for name, array in expected.items():
+    assert back[name].shape == array.shape, name
+    np.testing.assert_array_equal(back[name], array, err_msg=name)
+  again = weights.to_ours(back, table, model)
+  jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
+@pytest.mark.parametrize("table", [naming.huggingface, naming.big_vision, naming.openai])
+def test_tables_are_their_own_inverse(table):
+  """Every array of ours has its place, once, and comes back as it was."""
+  openai = table is naming.openai
+  model = architecture.from_open_clip_config(RESNET) if openai else _tiny_siglip()
+  rng = np.random.default_rng(5)
+  shapes = weights.abstract_variables(model)
+  variables = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
+  names = table(model)
+  back = weights.to_ours(weights.to_theirs(variables, names), names, model)
+  jax.tree.map(np.testing.assert_array_equal, back, variables)
+
+
+def _tiny_siglip():
+  config = {
+    "model_type": "siglip",
+    "text_config": {
+      "vocab_size": 50, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
+      "num_attention_heads": 3, "max_position_embeddings": 7,
+    },
+    "vision_config": {
+      "hidden_size": 24, "intermediate_size": 56, "num_hidden_layers": 2,
+      "num_attention_heads": 4, "image_size": 32, "patch_size": 8,
+    },
+  }  # fmt: skip
+  return architecture.from_huggingface_config(config)
+
+
+def test_half_precision_is_widened(theirs):
+  config, torch_model = theirs
+  model = architecture.from_open_clip_config(config)
+  half = {
+    name: array.astype(np.float16) if array.dtype == np.float32 else array
+    for name, array in _arrays(torch_model).items()
+    if "attn_mask" not in name
+  }
+  variables = weights.to_ours(half, naming.openai(model), model)
+  leaf = variables["params"]["text_projection"]
+  assert leaf.dtype == np.float32
+  np.testing.assert_array_equal(leaf, half["text_projection"].astype(np.float32))
+
+
+def test_all_that_does_not_fit_is_told_together(theirs):
+  config, torch_model = theirs
+  model = architecture.from_open_clip_config(config)
+  arrays = _arrays(torch_model)
+  del arrays["ln_final.bias"]
+  arrays["extra.weight"] = np.zeros(3, np.float32)
+  arrays["text_projection"] = arrays["text_projection"][:, 1:]
+  arrays["positional_embedding"] = arrays["positional_embedding"].copy()
+  arrays["positional_embedding"][3, 2] = np.nan
+  arrays["ln_final.weight"] = arrays["ln_final.weight"].astype(np.int32)
+  arrays["transformer.resblocks.1.attn.in_proj_weight"] = np.zeros((5, 7), np.float32)
+  with pytest.raises(weights.WeightsError) as caught:
+    weights.to_ours(arrays, naming.openai(model), model)
+  for message in (
+    "ln_final.bias is missing",
+    "extra.weight is not part of this model",
+    "text_projection has shape [24, 19]",
+    "positional_embedding holds NaN",
+    "ln_final.weight is int32",
+    "resblocks.1.attn.in_proj_weight has shape [5, 7]",
+  ):
+    assert message in str(caught.value)
+
+
+def test_a_layer_too_few_or_too_many_is_told(theirs):
+  config, torch_model = theirs
+  arrays = _arrays(torch_model)
+  for layers, message in ((3, "resblocks.2.* is missing"), (1, "resblocks.1.* is not part of")):
+    other = {**config, "text_cfg": {**config["text_cfg"], "layers": layers}}
+    model = architecture.from_open_clip_config(other)
+    with pytest.raises(weights.WeightsError, match=message):
+      weights.to_ours(arrays, naming.openai(model), model)
+
+
+@pytest.mark.parametrize("name", [*presets.PUBLISHED, *presets.LAION])
+def test_the_architecture_is_seen_in_the_shapes(name):
+  """All the released models, from the shapes of their arrays alone."""
+  preset = {**presets.PUBLISHED, **presets.LAION}[name]
+  table = naming.openai(preset)
+  ours = weights._flat(weights.abstract_variables(preset))
+  shapes = {}
+  for weight in table:
+    leaves = [np.broadcast_to(np.float32(0), ours[path].shape) for path in weight.ours]
+    if weight.layer is not None:
+      leaves = [leaf[0] for leaf in leaves]
+    for their_name, array in zip(weight.theirs, weight.layout.to_theirs(leaves), strict=True):
+      shapes[their_name] = array.shape
+  assert architecture.from_openai_shapes(shapes, preset.activation) == preset
+  with pytest.raises(weights.WeightsError, match="do not say their activation"):
+    architecture.from_openai_shapes(shapes, None)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"vision_cfg": {"timm_model_name": "eva"}}, "timm's eva"),
+    ({"text_cfg": {"hf_model_name": "roberta"}}, "roberta"),
+    ({"multimodal_cfg": {"width": 3}}, "multimodal_cfg is not known"),
+    ({"vision_cfg": {"attentional_pool": True, "width": 8}}, "attentional_pool is not known"),
+  ],
+)
+def test_towers_that_are_not_here_are_refused_by_name(change, message):
+  with pytest.raises(weights.WeightsError, match=message):
+    architecture.from_open_clip_config({**VIT, **change})
+
+
+def test_unknown_shapes_do_not_show_their_heads(theirs):
+  _, torch_model = theirs
+  shapes = {name: array.shape for name, array in _arrays(torch_model).items()}
+  with pytest.raises(weights.WeightsError, match="do not show the number of heads"):
+    architecture.from_openai_shapes(shapes, "gelu")
