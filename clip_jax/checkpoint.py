@@ -2,12 +2,14 @@
 
 A step's folder holds the items `params`, `batch_stats` (running statistics of batch normalisation,
 where the model has any), `train` (everything else in the state) and `meta` (JSON: format, config,
-fingerprint of the data, tokenizer, and every leaf's shape, dtype and checksum). Orbax does not
-notice changed bits in array data, so the checksums are compared at every restore.
+fingerprint of the data, tokenizer, every leaf's shape, dtype and checksum, and a sha256 of the page
+itself). Orbax does not notice changed bits, so the checksums are compared at every restore.
 """
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import logging
 import math
 import pathlib
@@ -85,6 +87,7 @@ class Checkpoints:
     self.wait()
     trees = _trees(params, train, batch_stats)
     meta = {"format": FORMAT, **meta, "leaves": leaves(trees)}
+    meta["sha256"] = _digest(meta)
     arrays = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     items = ocp.args.Composite(**arrays, meta=ocp.args.JsonSave(meta))
     self._pending = step
@@ -135,7 +138,24 @@ class Checkpoints:
       raise CheckpointError(
         f"{self.folder / str(step)}: of format {restored.meta.get('format')}, not {FORMAT}"
       )
+    if restored.meta.get("sha256") != _digest(restored.meta):
+      raise CheckpointError(f"{self.folder / str(step)}: damaged, checksum differs in meta")
     return restored.meta
+
+  def newest_meta(self) -> tuple[int, dict[str, Any]] | None:
+    """The newest step whose facts page can be read, with that page; None when there is no step.
+
+    Raises: CheckpointError when there are steps and no page can be read.
+    """
+    error: CheckpointError | None = None
+    for step in reversed(self.steps()):
+      try:
+        return step, self.meta(step)
+      except CheckpointError as found:  # `restore_latest` will tell of it
+        error = error or found
+    if error:
+      raise error
+    return None
 
   def restore(self, step: int, params: Any, train: Any = None, batch_stats: Any = None) -> Restored:
     """One step, onto the shapes, dtypes and shardings of `params` and `train` (None: weights only).
@@ -261,6 +281,12 @@ def _checksum(array: jax.Array) -> jax.Array:
     index += jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis) * jnp.uint32(stride)
   weight = (index * jnp.uint32(2654435761)) | jnp.uint32(1)
   return jnp.sum(bits * weight, dtype=jnp.uint32)
+
+
+def _digest(meta: dict[str, Any]) -> str:
+  """sha256 of everything else on the page."""
+  page = {name: value for name, value in meta.items() if name != "sha256"}
+  return hashlib.sha256(json.dumps(page, sort_keys=True).encode()).hexdigest()
 
 
 def _some(names: list[str], limit: int = 5) -> str:

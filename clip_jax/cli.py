@@ -23,6 +23,9 @@ examples:
 """
 
 
+_MOST_COLUMNS = 8  # of labels in a table
+
+
 class UsageError(ValueError):
   """A command line that cannot be carried out."""
 
@@ -38,7 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
   try:
     if unknown or (overrides and options.verb != "train"):
       words = " ".join(unknown or overrides)
-      raise UsageError(f"unknown option: {words}; see clip-jax {options.verb} --help")
+      raise UsageError(
+        f"unknown option: {words}; see clip-jax {options.verb} --help (a config value is given as "
+        "--config.KEY=VALUE, in one word)"
+      )
     return _VERBS[options.verb](options, overrides)
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
@@ -204,6 +210,8 @@ def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
   from clip_jax.evaluation import report
 
   page = pathlib.Path(options.report) if options.report else None
+  if page is not None and not page.absolute().parent.is_dir():
+    raise UsageError(f"--report {page}: there is no folder {page.absolute().parent}")
   facts, results = summary.finish(pathlib.Path(options.weights), page)
   _print(options, report.table(results), facts)
   return 0
@@ -212,15 +220,17 @@ def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
 def _classify(options: argparse.Namespace, _: Sequence[str]) -> int:
   from clip_jax import inference
 
-  labels = [label.strip() for label in options.labels.split(",") if label.strip()]
-  if not labels:
-    raise UsageError("--labels: none given")
+  labels = [label.strip() for label in options.labels.split(",")]
+  _check_texts("--labels", labels)
   model = inference.load(options.weights)
   probabilities_NC = model.classify(options.images, labels, options.template or ("{}",))
-  table = rich.table.Table("image", *labels)
+  shown = len(labels) if len(labels) <= _MOST_COLUMNS else 5  # then the likeliest few, by name
+  table = rich.table.Table("image", *(labels if shown == len(labels) else ["likeliest labels"]))
   value = []
   for image, row in zip(options.images, probabilities_NC, strict=True):
-    table.add_row(image, *(f"{p:.1%}" for p in row))
+    best = sorted(zip(labels, row, strict=True), key=lambda pair: -pair[1])[:shown]
+    few = [", ".join(f"{label} {p:.1%}" for label, p in best)]
+    table.add_row(image, *([f"{p:.1%}" for p in row] if shown == len(labels) else few))
     value.append({"image": image, "probabilities": dict(zip(labels, row.tolist(), strict=True))})
   _print(options, table, value)
   return 0
@@ -233,6 +243,9 @@ def _embed(options: argparse.Namespace, _: Sequence[str]) -> int:
 
   if not options.images and not options.texts:
     raise UsageError("nothing to embed: give images, or --texts")
+  _check_texts("--texts", options.texts)
+  if options.output and not pathlib.Path(options.output).absolute().parent.is_dir():
+    raise UsageError(f"--output {options.output}: there is no such folder")
   model = inference.load(options.weights)
   embeddings_NE = np.concatenate(
     [model.encode_image(options.images), model.encode_text(options.texts)]
@@ -249,6 +262,17 @@ def _embed(options: argparse.Namespace, _: Sequence[str]) -> int:
   pairs = zip(inputs, embeddings_NE.tolist(), strict=True)
   _print(options, table, [{"input": name, "embedding": row} for name, row in pairs])
   return 0
+
+
+def _check_texts(option: str, texts: Sequence[str]) -> None:
+  """Raises: UsageError for an empty text, or one that was not UTF-8 on the command line."""
+  for text in texts:
+    if not text.strip():
+      raise UsageError(f"{option}: an empty text among {', '.join(map(repr, texts))}")
+    try:
+      text.encode()
+    except UnicodeEncodeError:
+      raise UsageError(f"{option}: {text!r} is not valid UTF-8") from None
 
 
 _VERBS = {"train": _train, "evaluate": _evaluate, "classify": _classify, "embed": _embed}

@@ -8,7 +8,6 @@ back into a checked `Config`.
 import copy
 import dataclasses
 import difflib
-import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -235,8 +234,41 @@ def _parse_dataclass(kind: Any, value: Any, where: str, problems: list[str]) -> 
 
 
 def _contradictions(config: Config) -> list[str]:
-  """What types cannot say: values that are each legal but not together."""
-  image, text, found = config.model.image, config.model.text, []
+  """What types cannot say: values out of range, and values that do not go together."""
+  image, text = config.model.image, config.model.text
+  numbers = {
+    "config.log_every_steps": config.log_every_steps,
+    "config.model.embed_dim": config.model.embed_dim,
+    "config.model.image.resolution": image.resolution,
+    "config.model.image.patch": image.patch,
+    "config.model.text.context_length": text.context_length,
+    "config.model.text.vocab_size": text.vocab_size,
+    "config.data.batch_pairs": config.data.batch_pairs,
+    "config.data.threads": config.data.threads,
+    "config.data.prefetch_batches": config.data.prefetch_batches,
+    "config.checkpoint.every_steps": config.checkpoint.every_steps,
+    "config.checkpoint.keep": config.checkpoint.keep,
+    "config.evaluation.batch": config.evaluation.batch,
+  }
+  for name, encoder in (("image", image), ("text", text)):
+    for part in ("width", "layers", "heads"):
+      numbers[f"config.model.{name}.{part}"] = getattr(encoder, part)
+  if image.blocks:
+    del numbers["config.model.image.layers"]
+  found = [f"{key}: must be at least 1, is {value}" for key, value in numbers.items() if value < 1]
+  least = {
+    "config.steps": config.steps,
+    "config.evaluation.every_steps": config.evaluation.every_steps,
+    "config.data.workers": config.data.workers,
+  }
+  found += [f"{key}: must not be under 0, is {value}" for key, value in least.items() if value < 0]
+  above = {
+    "config.optimizer.max_logit_scale": config.optimizer.max_logit_scale,
+    "config.preprocess.std": min(config.preprocess.std),
+  }
+  found += [f"{key}: must be over 0, is {value}" for key, value in above.items() if value <= 0]
+  if found:
+    return found
   if image.stem == "convolution" and image.patch & (image.patch - 1):
     found.append(f"config.model.image.patch: {image.patch} is no power of two")
   if image.resolution % image.patch:
@@ -252,23 +284,17 @@ def _contradictions(config: Config) -> list[str]:
   ):
     if width % heads:
       found.append(f"config.model.{name}.heads: {heads} does not divide width {width}")
-  positive = types.MappingProxyType(
-    {
-      "config.data.batch_pairs": config.data.batch_pairs,
-      "config.log_every_steps": config.log_every_steps,
-      "config.checkpoint.every_steps": config.checkpoint.every_steps,
-      "config.checkpoint.keep": config.checkpoint.keep,
-      "config.evaluation.batch": config.evaluation.batch,
-    }
-  )
-  found.extend(
-    f"{key}: must be at least 1, is {value}" for key, value in positive.items() if value < 1
-  )
   short = config.preprocess.train_short_side
   if short and short < image.resolution:
     found.append(
       f"config.preprocess.train_short_side: {short} is under the resolution {image.resolution}"
     )
+  names = [task.name or task.kind for task in config.evaluation.tasks]
+  found += [
+    f"config.evaluation.tasks: two are called {name!r}"
+    for name in set(names)
+    if names.count(name) > 1
+  ]
   if config.data.sources and sum(s.weight for s in config.data.sources) <= 0:
     found.append("config.data.sources: the weights sum to zero")
   return found

@@ -54,6 +54,8 @@ class Clip:
       preprocessed already.
     Raises: ImageError naming the image that cannot be read; ValueError on another shape or dtype.
     """
+    if isinstance(images, jax.Array):
+      images = np.asarray(images)
     if isinstance(images, np.ndarray) and images.ndim != 4:
       raise ValueError(f"images have shape {images.shape}; an array must be [N, height, width, 3]")
     if isinstance(images, np.ndarray) and images.dtype == np.float32:
@@ -71,13 +73,19 @@ class Clip:
       ready = self._fit(images)
     return self._in_chunks(_encode_image, ready)
 
-  def encode_text(self, texts: str | Sequence[str] | np.ndarray) -> np.ndarray:
+  def encode_text(
+    self, texts: str | Sequence[str] | np.ndarray | jax.Array, truncate: bool = False
+  ) -> np.ndarray:
     """Unit-norm float32 embeddings [N, E] of strings or of int32 tokens [N, L].
 
-    Raises: TokenizerError naming the text that is too long.
+    truncate: cut strings that are too long, keep the end token. Raises: TokenizerError naming the
+    text that is too long (without truncate).
     """
     length = self.config.model.text.context_length
-    tokens_NL = texts if isinstance(texts, np.ndarray) else self.tokenizer(texts, length)
+    if isinstance(texts, (np.ndarray, jax.Array)):
+      tokens_NL = np.asarray(texts)
+    else:
+      tokens_NL = self.tokenizer(texts, length, truncate)
     if tokens_NL.ndim != 2 or tokens_NL.shape[1] != length or tokens_NL.dtype != np.int32:
       raise ValueError(f"tokens are {tokens_NL.dtype} {tokens_NL.shape}, not int32 [N, {length}]")
     vocab_size = self.config.model.text.vocab_size
@@ -88,12 +96,12 @@ class Clip:
     return self._in_chunks(_encode_text, tokens_NL)
 
   def classify(
-    self, images: Any, labels: Sequence[str], templates: Sequence[str] = ("a photo of a {}.",)
+    self, images: Any, labels: Sequence[str], templates: Sequence[str] = ("{}",)
   ) -> np.ndarray:
     """Zero-shot probabilities [N, C] of each label for each image.
 
-    A label is put into every template; its class embedding is the mean over templates. Source:
-    section 3.1.4.
+    A label is put into every template, as "a photo of a {}."; its class embedding is the mean over
+    templates. Source: section 3.1.4.
     """
     class_CE = prompts.class_embeddings(self.encode_text, labels, templates)
     logits_NC = self.logit_scale * self.encode_image(images) @ class_CE.T
@@ -144,11 +152,10 @@ def load(path: str | os.PathLike[str]) -> Clip:
   """
   checkpoints = checkpoint.Checkpoints(pathlib.Path(path), read_only=True)
   try:
-    steps = checkpoints.steps()
-    if not steps:
+    newest = checkpoints.newest_meta()
+    if newest is None:
       raise checkpoint.CheckpointError(f"{path}: no finished checkpoint in {checkpoints.folder}")
-    meta = checkpoints.meta(steps[-1])
-    config = config_lib.parse(config_lib.upgrade(meta["config"]))
+    config = config_lib.parse(config_lib.upgrade(newest[1]["config"]))
     wanted = _abstract_variables(config)
     restored = checkpoints.restore_latest(wanted["params"], batch_stats=wanted.get("batch_stats"))
   finally:

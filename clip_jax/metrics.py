@@ -100,8 +100,12 @@ class Log:
       self._console.print(f"step {step}/{self._config.steps}  {note}", highlight=False)
 
   def _rates(self, step: int, wait_seconds: float) -> dict[str, float]:
-    """Since the last call: pairs a second, share of time waiting for data, MFU where known."""
+    """Since the last call: pairs a second, share of time waiting for data, MFU where known.
+
+    Compiling, evaluations and checkpoints do not count as time.
+    """
     (step_before, time_before, wait_before), now = self._window, time.perf_counter()
+    now -= sum(self._seconds[part] for part in ("first step", "evaluation", "checkpoint"))
     self._window = (step, now, wait_seconds)
     steps, seconds = step - step_before, now - time_before
     rates = {

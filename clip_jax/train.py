@@ -1,6 +1,7 @@
 """The training loop, top to bottom."""
 
 import contextlib
+import fcntl
 import pathlib
 import signal
 from collections.abc import Iterator, Sequence
@@ -38,8 +39,9 @@ def train(
   sharding.check_batch(config.data.batch_pairs, mesh)
   sources, held_out = open_sources(config), open_tasks(config)
   workdir.mkdir(parents=True, exist_ok=True)
-  tokenizer = workdir_tokenizer(config, sources, workdir)
   with contextlib.ExitStack() as stack:
+    stack.enter_context(_alone_in(workdir))
+    tokenizer = workdir_tokenizer(config, sources, workdir)
     stop = stack.enter_context(_stop_requests(console))
     checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.keep)
     stack.callback(checkpoints.close)
@@ -78,14 +80,31 @@ def train(
       if done % config.checkpoint.every_steps == 0 or done == config.steps or stopping:
         rest = {"step": state.step, "opt_state": state.opt_state, "guard": state.guard}
         with log.time("checkpoint"):
-          meta = {**facts, **bad_records.counts()}
-          checkpoints.save(done, state.params, rest, meta, state.batch_stats)
+          page = {**facts, **bad_records.counts()}
+          checkpoints.save(done, state.params, rest, page, state.batch_stats)
     if previous is not None:
       _read(config, previous, done, bad_records, checkpoints, log, stream)
     with log.time("checkpoint"):
       checkpoints.wait()
     log.finish(done)
+    if bad_records.counts()["bad_records"]:
+      console.print(f"bad records replaced: {bad_records}")
   return done == config.steps
+
+
+@contextlib.contextmanager
+def _alone_in(workdir: pathlib.Path) -> Iterator[None]:
+  """Raises: TrainingError while another process trains in `workdir`. Only the first host asks."""
+  with contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:
+      file = stack.enter_context((workdir / "lock").open("w"))
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except OSError as error:
+        raise TrainingError(
+          f"{workdir}: another process trains there; stop it, or choose another --workdir"
+        ) from error
+    yield
 
 
 def open_sources(config: config_lib.Config) -> list[records.RecordSource]:
@@ -117,7 +136,10 @@ def workdir_tokenizer(
     if not path.exists():
       trained = tokenizer_lib.train(pipeline.captions(sources), config.model.text.vocab_size)
       metrics.write_atomically(path, trained.to_json())
-    tokenizer = tokenizer_lib.Tokenizer.from_json(path.read_text(encoding="utf-8"))
+    try:
+      tokenizer = tokenizer_lib.Tokenizer.from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+      raise ValueError(f"{path}: {error}") from error
   if tokenizer.vocab_size > config.model.text.vocab_size:
     raise ValueError(
       f"config.model.text.vocab_size: {config.model.text.vocab_size} is under the tokenizer's "
@@ -150,20 +172,20 @@ def _restore_or_init(
 
   Raises: TrainingError when the checkpoint is of other data or another config.
   """
-  steps = checkpoints.steps()
-  if steps and not accept_changes:
-    saved = checkpoints.meta(steps[-1])
-    changed = _differences({**saved, "config": config_lib.upgrade(saved["config"])}, facts)
+  newest = checkpoints.newest_meta()
+  if newest and not accept_changes:
+    step, meta = newest
+    changed = _differences({**meta, "config": config_lib.upgrade(meta["config"])}, facts)
     if changed:
       raise TrainingError(
-        f"{checkpoints.folder}: step {steps[-1]} is of another run: {'; '.join(changed)}. "
+        f"{checkpoints.folder}: step {step} is of another run: {'; '.join(changed)}. "
         "Train in a new --workdir, or pass --accept-changes to go on from it all the same"
       )
   wanted = train_step.abstract_state(config, mesh)
   rest = {"step": wanted.step, "opt_state": wanted.opt_state, "guard": wanted.guard}
   restored = checkpoints.restore_latest(wanted.params, rest, wanted.batch_stats)
   if restored is None:
-    return train_step.init_state(config, mesh), {"bad_records": 0, "seen_records": 0}
+    return train_step.init_state(config, mesh), {"bad_records": {}, "seen_records": 0}
   weights = {"params": restored.params, "batch_stats": restored.batch_stats}
   return train_step.TrainState(**weights, **restored.train), restored.meta
 
@@ -171,7 +193,7 @@ def _restore_or_init(
 # Changing these between a save and a restart changes nothing that training computes.
 _FREE = (
   "name", "log_every_steps", "evaluation", "checkpoint", "data.sources", "data.workers",
-  "data.threads", "data.prefetch_batches", "data.max_bad_fraction", "model.compute_dtype",
+  "data.threads", "data.prefetch_batches", "data.max_bad_fraction",
 )  # fmt: skip
 
 
@@ -183,16 +205,23 @@ def _differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     for name in sorted(before.keys() | after.keys()):
       free = group == "config" and any(name == f or name.startswith(f + ".") for f in _FREE)
       if not free and before.get(name) != after.get(name):
-        changed.append(f"{group}.{name} was {before.get(name)!r}, is {after.get(name)!r}")
+        changed.append(f"{group}.{name} was {_short(before, name)}, is {_short(after, name)}")
   return changed
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   out: dict[str, Any] = {}
   for key, value in tree.items():
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+      value = dict(enumerate(value))
     nested = isinstance(value, dict)
     out |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
   return out
+
+
+def _short(values: dict[str, Any], name: str) -> str:
+  text = repr(values[name]) if name in values else "not there"
+  return text if len(text) <= 60 else f"{text[:24]}..."
 
 
 class _StopRequest:
@@ -247,7 +276,10 @@ def _read(
   Raises: TrainingError when the run must end: not finite for too long, too many bad records.
   """
   with log.time("step"):
-    values = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
+    fetched = jax.device_get(device_metrics)
+  by_cause = fetched.pop("bad_by_cause")
+  values = {name: float(value) for name, value in fetched.items()}
+  values["bad_records"] = bad_records.count(by_cause, config.data.batch_pairs)
   log.step(step, values, stream.wait_seconds)
   in_row, limit = int(values["skipped_in_row"]), config.optimizer.max_skipped_in_row
   if in_row >= limit:
@@ -258,5 +290,4 @@ def _read(
       + (f"step {kept} is the last checkpoint" if kept else "there is no checkpoint yet")
       + ". Lower config.optimizer.learning_rate or look at the data, then start again"
     )
-  bad_records.count(int(values["bad_records"]), config.data.batch_pairs)
   return values["stop"] > 0

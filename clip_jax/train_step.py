@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from clip_jax import config as config_lib
 from clip_jax import losses, optimizer, sharding
-from clip_jax.data import images
+from clip_jax.data import images, records
 from clip_jax.models.clip import CLIP
 
 _SPIKE_MEMORY = 0.98  # of the running mean and variance of the log gradient norm: 50 steps
@@ -75,10 +75,10 @@ def make_train_step(
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
   """The jitted step: (state, batch) -> (state, metrics); the state passed in is donated.
 
-  The batch holds `image` uint8 [B, R, R, 3], `tokens` int32 [B, L], and int32 [B] `bad` (a
-  record was replaced) and `stop` (a host was asked to stop), which are summed over all hosts.
-  Metrics are float32 scalars. A step whose loss or gradient is not finite changes no parameter,
-  no running statistics and no optimizer state.
+  The batch holds `image` uint8 [B, R, R, 3], `tokens` int32 [B, L], and int32 [B] `bad` (why a
+  record was replaced, an index into records.CAUSES) and `stop` (a host was asked to stop), which
+  are summed over all hosts. Metrics are float32 scalars, and `bad_by_cause` [causes]. A step whose
+  loss or gradient is not finite changes no parameter, no running statistics and no optimizer state.
   """
   whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
   step = functools.partial(train_step, config, mesh)
@@ -126,7 +126,7 @@ def train_step(
     ),
     "skipped": guard.skipped,
     "skipped_in_row": guard.skipped_in_row,
-    "bad_records": (batch["bad"] != 0).sum(),
+    "bad_by_cause": jnp.bincount(batch["bad"], length=len(records.CAUSES)),
     "stop": batch["stop"].sum(),
   }
   metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}

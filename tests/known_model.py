@@ -35,7 +35,8 @@ class KnownModel:
     assert images.dtype == np.uint8
     return self.images[[int(i[0, 0, 0]) + 256 * int(i[0, 0, 1]) for i in images]]
 
-  def encode_text(self, texts):
+  def encode_text(self, texts, truncate=False):
+    del truncate
     assert len(texts) == self.batch
     self.seen_texts.extend(texts)
     return np.array([self.texts[text] for text in texts], np.float32)

@@ -114,6 +114,23 @@ def test_partial_folders_are_passed_over(saved, caplog):
   assert _restore(saved).step == 50
 
 
+def test_a_changed_fact_is_damage(saved, caplog):
+  page = saved / "checkpoints" / "20" / "meta" / "metadata"
+  page.write_text(page.read_text().replace('"steps": 60', '"steps": 61'))
+  assert _restore(saved).step == 10
+  assert "checksum differs in meta" in caplog.text
+
+
+@pytest.mark.parametrize("lost", ["meta", "meta/metadata"])
+def test_facts_that_cannot_be_read_are_passed_over(saved, lost):
+  os.system(f"rm -r {saved / 'checkpoints' / '20' / lost}")
+  checkpoints = checkpoint.Checkpoints(saved)
+  step, meta = checkpoints.newest_meta()
+  checkpoints.close()
+  assert (step, meta["config"]) == (10, {"steps": 60})
+  assert _restore(saved).step == 10
+
+
 def _data_file(step_folder: pathlib.Path) -> pathlib.Path:
   files = [f for f in (step_folder / "params").rglob("*") if f.is_file() and "d" in f.parent.name]
   return max(files, key=lambda f: f.stat().st_size)

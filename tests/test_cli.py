@@ -65,7 +65,11 @@ def test_embed_writes_an_array(capsys, workdir, picture, tmp_path):  # noqa: F81
   ("words", "message"),
   [
     (("classify", "/no/cat.png", "--labels", "a"), "/no/cat.png: No such file"),
-    (("classify", "x.png", "--labels", " , "), "--labels: none given"),
+    (("classify", "x.png", "--labels", "a, ,b"), "--labels: an empty text among 'a', '', 'b'"),
+    (("classify", "x.png", "--labels", "a\udcff"), "is not valid UTF-8"),
+    (("embed", "--texts", ""), "--texts: an empty text"),
+    (("embed", "--texts", "a", "--output", "/no/where.npy"), "there is no such folder"),
+    (("evaluate", "--report", "/no/page.html"), "there is no folder /no"),
     (("classify", "x.png", "--labels", "a", "--label", "b"), "unknown option"),
     (("embed",), "nothing to embed"),
     (("embed", "--config.steps=3", "--texts", "a"), "unknown option: --config.steps=3"),

@@ -37,6 +37,9 @@ def test_round_trips():
     (("data", "sources"), [{"kind": "digits"}], r"sources\[0\].path: missing"),
     (("data", "batch_pairs"), 0, "batch_pairs: must be at least 1"),
     (("model", "image"), 3, "expected the keys of Vision"),
+    (("model", "image", "patch"), 0, "image.patch: must be at least 1, is 0"),
+    (("model", "text", "heads"), 0, "text.heads: must be at least 1, is 0"),
+    (("model", "image", "layers"), -1, "image.layers: must be at least 1, is -1"),
   ],
 )
 def test_mistakes_are_told_by_key(path, value, message):

@@ -21,7 +21,7 @@ def test_every_record_and_text_is_embedded_once_in_order(n):
 @pytest.mark.parametrize("shape", [(7, 4), (8,), (8, 4, 1)])
 def test_an_encoder_that_returns_another_shape_is_an_error(shape):
   model = KnownModel(np.eye(4), {}, 8)
-  model.encode_text = lambda texts: np.ones(shape, np.float32)
+  model.encode_text = lambda texts, truncate: np.ones(shape, np.float32)
   with pytest.raises(encoding.EvaluationError, match="for 8 inputs"):
     encoding.encode_texts(model, ["a"], 8)
 

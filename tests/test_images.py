@@ -208,9 +208,21 @@ def test_fit_refuses_a_short_side_under_the_resolution():
     images.fit(Image.fromarray(_NOISE), 24, 20)
 
 
-def test_an_extreme_shape_does_not_fill_the_memory():
-  with pytest.raises(images.ImageError, match="would become"):
-    images.fit(Image.new("RGB", (1, 20_000)), 224)
+@pytest.mark.parametrize("size", [(1, 1000), (1001, 1), (3, 900)])
+def test_a_thin_image_keeps_its_central_square(size):
+  pixels = np.random.default_rng(4).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+  image = Image.fromarray(pixels)
+  scale = 16 / min(size)
+  whole = np.asarray(
+    image.resize((round(size[0] * scale), round(size[1] * scale)), Image.Resampling.BICUBIC)
+  )
+  top, left = (round((side - 16) / 2) for side in whole.shape[:2])
+  np.testing.assert_array_equal(images.fit(image, 16), whole[top : top + 16, left : left + 16])
+
+
+def test_a_thin_image_does_not_fill_the_memory():
+  rng = np.random.default_rng(5)
+  assert images.fit(Image.new("RGB", (1, 20_000)), 336, 384, rng).shape == (336, 336, 3)
 
 
 def test_normalise_equals_pytorch():

@@ -1,6 +1,7 @@
 """`clip_jax.load`: what it takes, what it gives, and how it refuses."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -85,7 +86,8 @@ def test_every_kind_of_image_gives_the_same_embedding(model, tmp_path):
   ready = ((pixels / 255 - np.array(p.mean)) / np.array(p.std)).astype(np.float32)
   expected = model.encode_image(pixels)
   opened = [Image.open(path) for path in paths]
-  for images in (paths, [str(path) for path in paths], opened, list(pixels), ready):
+  arrays = (list(pixels), ready, jnp.asarray(pixels), jnp.asarray(ready))
+  for images in (paths, [str(path) for path in paths], opened, *arrays):
     np.testing.assert_allclose(model.encode_image(images), expected, atol=1e-5)
   np.testing.assert_allclose(model.encode_image(paths[1]), expected[1:2], atol=1e-5)
   np.testing.assert_allclose(model.encode_image(Image.open(paths[1])), expected[1:2], atol=1e-5)

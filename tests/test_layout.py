@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # From the bottom up; a module imports only modules of lower layers.
 LAYERS = (
-  ("config", "data.bytepairs", "data.images"),
+  ("config", "data.bytepairs", "data.cleaning", "data.images"),
   (
     "models.transformer",
     "models.presets",
@@ -91,6 +91,7 @@ def test_every_layer_entry_exists():
 # Rooms that are tested through another one's front door.
 TESTED_WITH = {
   "data.bytepairs": "tokenizer",
+  "data.cleaning": "tokenizer",
   "models.transformer": "models",
   "models.vit": "models",
   "models.text": "models",

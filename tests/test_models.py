@@ -88,7 +88,7 @@ def _torch_norm(x, norm):
 def _torch_image(params, config, image, activation):
   """The released model's image encoder: convolution, class token, ln_pre, blocks, ln_post."""
   p, v = params["image"], config.image
-  kernel = _torch(p["patch_embedding"]["kernel"]).reshape(v.patch, v.patch, 3, v.width)
+  kernel = _torch(p["stem"]["patch_embedding"]["kernel"]).reshape(v.patch, v.patch, 3, v.width)
   x = torch.nn.functional.conv2d(
     image.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), stride=v.patch
   )
@@ -218,7 +218,7 @@ def test_initial_scales_are_the_published_ones():
     (image_blocks["attention"]["out"]["kernel"], (3 * 128) ** -0.5),
     (image_blocks["mlp"]["fc"]["kernel"], (3 * 128) ** -0.5),
     (image_blocks["mlp"]["proj"]["kernel"], (3 * 512) ** -0.5),
-    (vision["patch_embedding"]["kernel"], (3 * 16 * 16 * 3) ** -0.5),
+    (vision["stem"]["patch_embedding"]["kernel"], (3 * 16 * 16 * 3) ** -0.5),
   ]
   for weight, std in expected:
     np.testing.assert_allclose(np.std(weight), std, rtol=0.05)

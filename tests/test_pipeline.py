@@ -163,6 +163,22 @@ def test_bad_records_are_replaced_and_counted_exactly(workers):
     _assert_same([joined], [batches[step]])
 
 
+def test_a_record_that_no_example_can_be_made_of_is_replaced():
+  """Its image decodes, but its only caption is an entity of 5,000 digits: nothing reads that."""
+  pixels = np.zeros((8, 8, 3), np.uint8)
+  captions = ["a fine caption"] * 20
+  captions[3] = f"&#{'9' * 5000};"
+  source = records.MemorySource(
+    [records.Record(f"{i}", pixels, (text,)) for i, text in enumerate(captions)], "memory"
+  )
+  data = dataclasses.replace(CONFIG.data, sources=CONFIG.data.sources[:1], batch_pairs=20)
+  first = _batches(1, dataclasses.replace(CONFIG, data=data), [source])[0]
+  again = _batches(1, dataclasses.replace(CONFIG, data=data), [source])[0]
+  assert [records.CAUSES[i] for i in first["bad"] if i] == ["caption"]
+  assert first["record"][first["bad"] != 0].tolist() == [3]
+  np.testing.assert_array_equal(first["tokens"], again["tokens"])
+
+
 def test_too_many_bad_records_stop_the_run_and_are_named():
   sources = _hostile_sources()
   bad = pipeline.BadRecords(sources, c.Data(max_bad_fraction=0.01))
@@ -172,11 +188,13 @@ def test_too_many_bad_records_stop_the_run_and_are_named():
   def count_all():
     for batch in batches:
       bad.name(batch)
-      bad.count(int((batch["bad"] != 0).sum()), len(batch["bad"]))
+      bad.count(np.bincount(batch["bad"], minlength=10), len(batch["bad"]))
 
-  with pytest.raises(pipeline.DataError, match=r"1\d of \d+ records are bad.*hostile"):
+  with pytest.raises(
+    pipeline.DataError, match=r"1\d of \d+ records \(.*caption.*\) are bad.*hostile"
+  ):
     count_all()
-  assert bad.counts()["bad_records"] > 10
+  assert sum(bad.counts()["bad_records"].values()) > 10
 
 
 MUTATIONS = {

@@ -60,7 +60,8 @@ pieces = st.one_of(
   st.text(st.characters(max_codepoint=0x17F), max_size=20),
   st.sampled_from(
     ["&amp;", "&amp;lt;", "&#39;", "&#x1F600;", "&nbsp;", "'s", "'VE", "<end_of_text>", "Ã©", "â€™",
-     "\x1b[31m", "\r\n", "\u2028", "ﬀ", "\ufeff", "１２", "ǆ", "İ", "ß", "\u0301", "  ", "\x00"]
+     "\x1b[31m", "\r\n", "\u2028", "ﬀ", "\ufeff", "１２", "ǆ", "İ", "ß", "\u0301", "  ", "\x00",
+     "“a”", "25°C", "©", "®x", "™", "‘", "–", "…"]
   ),
 )  # fmt: skip
 

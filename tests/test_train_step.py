@@ -58,7 +58,7 @@ class Trainer:
 
   def step(self, batch):
     self.state, metrics = self.step_fn(self.state, sharding.global_batch(batch, self.mesh))
-    return {name: float(value) for name, value in metrics.items()}
+    return {name: np.asarray(value) for name, value in metrics.items()}
 
   def arrays(self):
     return jax.device_get((self.state.params, self.state.opt_state))
@@ -135,7 +135,8 @@ def test_bad_records_and_requests_to_stop_are_summed_over_devices():
   batch["bad"][[1, 9, 15]] = [2, 1, 3]
   batch["stop"][8:] = 1  # as if the second of two hosts was asked
   metrics = Trainer(devices=8).step(batch)
-  assert (metrics["bad_records"], metrics["stop"]) == (3, 8)
+  assert metrics["bad_by_cause"][:5].tolist() == [13, 1, 1, 1, 0]
+  assert metrics["stop"] == 8
 
 
 def _norms(seed: int, count: int) -> np.ndarray:

@@ -57,8 +57,9 @@ def word_encoder(symbols: Sequence[str], merges: Sequence[Pair]) -> Callable[[st
   characters = dict(enumerate(_byte_characters()))
 
   def encode_word(word: str) -> list[int]:
-    spelled = word.encode("utf-8").decode("latin-1").translate(characters)
-    return [token.id for token in engine.tokenize(spelled)]
+    if not (word.isascii() and word.isprintable()):  # these bytes stand for themselves
+      word = word.encode("utf-8").decode("latin-1").translate(characters)
+    return [token.id for token in engine.tokenize(word)]
 
   return encode_word
 

@@ -23,6 +23,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # never EPS: it would s
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 20_000
 MAX_BYTES = 200_000_000
+_MAX_RATIO = 64
+
+# Pillow warns of odd metadata and of sizes that are refused here. (Not `catch_warnings`: decoding
+# runs in threads.)
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # All that Pillow's decoders raise on damaged or hostile files.
 _DECODER_ERRORS = (
@@ -49,32 +54,32 @@ def decode(data: bytes) -> Image.Image:
   on white; CMYK, palettes, grey and 1-bit are converted; of an animation the first frame counts;
   EXIF orientation is not applied (as in the original).
   Raises: ImageError, with cause "too_large", "empty", "unreadable", "truncated" or "mode".
+  Differs: the original drops the alpha channel, and resizes palettes and alpha before it converts
+    to RGB; the colours of invisible pixels are arbitrary, and white is what people see.
   """
   if not data:
     raise ImageError("empty", "no bytes at all")
   if len(data) > MAX_BYTES:
     raise ImageError("too_large", f"{len(data):,} bytes, over the limit of {MAX_BYTES:,}")
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    try:
-      image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-      raise ImageError("too_large", f"over {MAX_PIXELS:,} pixels by far ({error})") from error
-    except _DECODER_ERRORS as error:
-      kinds = ", ".join(FORMATS)
-      raise ImageError("unreadable", f"not an image of a kind that is read ({kinds})") from error
-    width, height = image.size  # known from the header, before a pixel is decoded
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-      raise ImageError(
-        "too_large", f"{width} x {height} pixels, over {MAX_PIXELS:,} or a side over {MAX_SIDE:,}"
-      )
-    if min(width, height) < 1:
-      raise ImageError("empty", f"{width} x {height} pixels")
-    try:
-      image.load()
-    except _DECODER_ERRORS as error:
-      raise ImageError("truncated", f"cannot be decoded to its end ({error})") from error
-    return _rgb(image)
+  try:
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+  except Image.DecompressionBombError as error:
+    raise ImageError("too_large", f"over {MAX_PIXELS:,} pixels by far ({error})") from error
+  except _DECODER_ERRORS as error:
+    kinds = ", ".join(FORMATS)
+    raise ImageError("unreadable", f"not an image of a kind that is read ({kinds})") from error
+  width, height = image.size  # known from the header, before a pixel is decoded
+  if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+    raise ImageError(
+      "too_large", f"{width} x {height} pixels, over {MAX_PIXELS:,} or a side over {MAX_SIDE:,}"
+    )
+  if min(width, height) < 1:
+    raise ImageError("empty", f"{width} x {height} pixels")
+  try:
+    image.load()
+  except _DECODER_ERRORS as error:
+    raise ImageError("truncated", f"cannot be decoded to its end ({error})") from error
+  return _rgb(image)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -144,22 +149,23 @@ def fit(
 
   Args: short_side, in pixels after the resize, 0 for `resolution`; rng, for a random square (the
     paper's only augmentation, section 2.3), None for the central one (evaluation).
-  Raises: ValueError when the short side is under the resolution; ImageError when the long side
-    would pass the limit of pixels.
+  Of an image over 64 times as long as wide only the middle takes part, so that a thin one does
+  not grow without bound; the central square stays the same.
+  Raises: ValueError when the short side is under the resolution.
   """
   short = short_side or resolution
   if short < resolution:
     raise ValueError(f"short_side {short} is under the resolution {resolution}")
   width, height = image.size
+  cut = [max(0, (side - _MAX_RATIO * min(width, height)) // 2) for side in (width, height)]
+  if any(cut):
+    image = image.crop((cut[0], cut[1], width - cut[0], height - cut[1]))
+    width, height = image.size
   if min(width, height) != short:
     # torchvision's Resize: the long side is truncated, not rounded
     scale = (short, int(short * height / width)) if width <= height else (
       int(short * width / height), short
     )  # fmt: skip
-    if scale[0] * scale[1] > MAX_PIXELS:
-      raise ImageError(
-        "too_large", f"{width} x {height} pixels would become {scale[0]} x {scale[1]}"
-      )
     image = image.resize(scale, Image.Resampling.BICUBIC)
     width, height = scale
   if rng is None:

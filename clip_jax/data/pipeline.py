@@ -4,6 +4,7 @@ Data is addressed by step: the batch of step n is a pure function of (sources, s
 whatever the number of hosts, workers and restarts. There is no position to save.
 """
 
+import collections
 import contextlib
 import ctypes
 import dataclasses
@@ -12,7 +13,8 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -43,13 +45,20 @@ def open_source(source: config_lib.Source, resolution: int, seed: int) -> record
     return scenes.Scenes(source.split, source.records, seed, max(resolution, 32))
   if source.kind == "digits":
     return scenes.Digits(source.split, max(resolution, 32))
+  if not source.path:
+    raise ValueError("a source of kind 'array_record' needs path, a folder with a manifest.json")
   return records.ArrayRecordSource(source.path, source.split)
 
 
 @dataclasses.dataclass(frozen=True)
 class ToExample:
-  """One decoded record -> one training example: a random square crop and one of its captions."""
+  """One decoded record -> one training example: a random square crop and one of its captions.
 
+  A caption over the context length is cut. A record that cannot be made into an example is
+  replaced by another of `records`, as a bad one is.
+  """
+
+  records: records.ResilientSource
   tokenizer: Tokenizer
   context_length: int
   resolution: int
@@ -57,6 +66,13 @@ class ToExample:
   source: int
 
   def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    while True:
+      try:
+        return self._example(record, rng)
+      except Exception as error:  # of any kind: see records.ResilientSource
+        record = self.records.replacement(record, error)
+
+  def _example(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
     caption = record["captions"][rng.integers(len(record["captions"]))]
     image = images.fit(images.as_image(record["image"]), self.resolution, self.short_side, rng)
     return {
@@ -80,14 +96,16 @@ def example_dataset(
   for i, (source, settings) in enumerate(zip(sources, config.data.sources, strict=True)):
     if settings.weight <= 0:
       continue
+    resilient = records.ResilientSource(source)
     to_example = ToExample(
+      resilient,
       tokenizer,
       config.model.text.context_length,
       config.model.image.resolution,
       config.preprocess.train_short_side,
       i,
     )
-    part = grain.MapDataset.source(records.ResilientSource(source)).seed(config.seed + i)
+    part = grain.MapDataset.source(resilient).seed(config.seed + i)
     parts.append(part.shuffle().repeat().random_map(to_example))
     weights.append(settings.weight)
   return grain.MapDataset.mix(parts, weights) if len(parts) > 1 else parts[0]
@@ -140,7 +158,10 @@ def fingerprint(
   """All that decides what the batch of step n holds, field by field, for a checkpoint to keep."""
   settings = zip(sources, config.data.sources, strict=True)
   return {
-    "sources": [[source.fingerprint, len(source), s.weight] for source, s in settings],
+    "sources": [
+      {"content": source.fingerprint, "records": len(source), "weight": s.weight}
+      for source, s in settings
+    ],
     "seed": config.seed,
     "batch_pairs": config.data.batch_pairs,
     "tokenizer": tokenizer.fingerprint,
@@ -155,12 +176,12 @@ def captions(sources: Sequence[records.RecordSource], limit: int = 20_000) -> It
   """The captions of an evenly spaced sample of each source: what a vocabulary is trained on."""
   for source in sources:
     for i in range(0, len(source), max(1, len(source) // limit)):
-      with contextlib.suppress(records.RecordError, OSError):  # training will replace and count it
+      with contextlib.suppress(Exception):  # training will replace and count it
         yield from source[i].captions
 
 
 class BadRecords:
-  """How many records of a run were bad and replaced, and the first ten by name.
+  """How many records of a run were bad and replaced, by cause, and the first ten by name.
 
   Each host names what it sees itself; the counts are of all hosts and survive a restart.
   """
@@ -169,11 +190,11 @@ class BadRecords:
     self,
     sources: Sequence[records.RecordSource],
     config: config_lib.Data,
-    bad_records: int = 0,
+    bad_records: Mapping[str, int] = types.MappingProxyType({}),
     seen_records: int = 0,
   ):
     self._sources, self._max_fraction = sources, config.max_bad_fraction
-    self._bad, self._seen = bad_records, seen_records
+    self._bad, self._seen = collections.Counter(bad_records), seen_records
     self._names: list[str] = []
 
   def name(self, batch: dict[str, np.ndarray]) -> None:
@@ -184,18 +205,27 @@ class BadRecords:
       self._names.append(f"{source.locate(int(batch['record'][i]))} ({cause})")
       _log.warning("bad record replaced: %s", self._names[-1])
 
-  def count(self, bad: int, seen: int) -> None:
-    """Adds one global batch. Raises: DataError past the limit of the config."""
-    self._bad, self._seen = self._bad + bad, self._seen + seen
-    if self._bad > max(10, self._max_fraction * self._seen):
-      raise DataError(
-        f"{self._bad} of {self._seen} records are bad, over config.data.max_bad_fraction "
-        f"({self._max_fraction:g}); the first on this host: {'; '.join(self._names)}"
-      )
+  def count(self, by_cause: np.ndarray, seen: int) -> int:
+    """Adds one global batch: its records by index into CAUSES. Returns: the bad ones of the run.
 
-  def counts(self) -> dict[str, int]:
+    Raises: DataError past the limit of the config.
+    """
+    self._bad.update({records.CAUSES[i]: int(by_cause[i]) for i in np.flatnonzero(by_cause) if i})
+    self._seen += seen
+    if self._bad.total() > max(10, self._max_fraction * self._seen):
+      raise DataError(
+        f"{self} are bad, over config.data.max_bad_fraction ({self._max_fraction:g}); the first on "
+        f"this host: {'; '.join(self._names)}"
+      )
+    return self._bad.total()
+
+  def __str__(self) -> str:
+    causes = ", ".join(f"{cause} {n}" for cause, n in self._bad.most_common())
+    return f"{self._bad.total()} of {self._seen} records" + (f" ({causes})" if causes else "")
+
+  def counts(self) -> dict[str, Any]:
     """For a checkpoint to keep."""
-    return {"bad_records": self._bad, "seen_records": self._seen}
+    return {"bad_records": dict(self._bad), "seen_records": self._seen}
 
 
 class Prefetcher:

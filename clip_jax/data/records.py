@@ -17,6 +17,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from clip_jax.data import images
+from clip_jax.data.bytepairs import TokenizerError
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -215,29 +216,40 @@ class ResilientSource:
     return len(self._source)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """{image uint8 [H, W, 3], captions, key, bad, index}; `bad` is an index into CAUSES.
+    """{image uint8 [H, W, 3], captions, key, bad, index, attempts}; `bad` is an index into CAUSES.
 
     Raises: RecordError when a hundred records in a row are bad.
     """
-    bad, position = 0, int(index)
-    for attempt in range(_ATTEMPTS):
+    return self._element(int(index), 0, 0)
+
+  def replacement(self, element: dict[str, Any], error: Exception) -> dict[str, Any]:
+    """Another element in place of one that no example can be made of. Raises: RecordError."""
+    bad = int(element["bad"]) or CAUSES.index(_cause(error))
+    return self._element(element["index"], element["attempts"], bad)
+
+  def _element(self, index: int, attempts: int, bad: int) -> dict[str, Any]:
+    for attempt in range(attempts, _ATTEMPTS):
+      position = self._position(index, attempt)
       try:
         record = self._read(position)
         image = np.asarray(images.as_image(record.image))
         captions = tuple(caption for caption in record.captions if caption.strip())
         if captions:
           fields = {"image": image, "captions": captions, "key": record.key}
-          return {**fields, "bad": np.int32(bad), "index": int(index)}
+          return {**fields, "bad": np.int32(bad), "index": index, "attempts": attempt + 1}
         cause = "caption"
       except (Exception, SystemExit) as error:  # of any kind: see the class
         cause = _cause(error)
       bad = bad or CAUSES.index(cause)
-      digest = hashlib.sha256(f"{index} {attempt}".encode()).digest()
-      position = int.from_bytes(digest[:8]) % len(self._source)
     raise RecordError(
-      f"{_ATTEMPTS} bad records in a row, the first {self._source.locate(int(index))} "
-      f"({CAUSES[bad]})"
+      f"{_ATTEMPTS} bad records in a row, the first {self._source.locate(index)} ({CAUSES[bad]})"
     )
+
+  def _position(self, index: int, attempt: int) -> int:
+    if attempt == 0:
+      return index
+    digest = hashlib.sha256(f"{index} {attempt - 1}".encode()).digest()
+    return int.from_bytes(digest[:8]) % len(self._source)
 
   def _read(self, index: int) -> Record:
     try:
@@ -249,6 +261,8 @@ class ResilientSource:
 def _cause(error: BaseException) -> str:
   if isinstance(error, images.ImageError):
     return error.cause
+  if isinstance(error, TokenizerError):
+    return "caption"
   if isinstance(error, OSError):
     return "storage"
   return "record" if isinstance(error, (RecordError, StopIteration, SystemExit)) else "other"

@@ -1,8 +1,8 @@
 """Text -> int32 [N, L]: the original byte-pair tokenizer, and smaller ones trained on own captions.
 
-A text is cleaned (ftfy, HTML entities twice, white space, lower case) and cut into words; each
-word's bytes are merged as the vocabulary says (`bytepairs.py`). A row is the start token, the
-words' ids, the end token, zeros. The end token has the largest id: an encoder may pool at argmax.
+A text is cleaned (`cleaning.py`) and cut into words; each word's bytes are merged as the
+vocabulary says (`bytepairs.py`). A row is the start token, the words' ids, the end token, zeros.
+The end token has the largest id: an encoder may pool at argmax.
 
 Source: Radford et al. 2021, section 2.4; openai/CLIP `clip/simple_tokenizer.py`, whose behaviour
 this module reproduces on every Unicode string. The vocabulary's own source: `assets/README.md`.
@@ -10,28 +10,23 @@ Differs: an over-long text is an error unless `truncate=True`; `decode` stops at
 leaves no space at the end.
 """
 
-import array
 import collections
+import contextlib
 import dataclasses
 import functools
 import gzip
 import hashlib
-import html
 import importlib.resources
 import json
-import re
-import unicodedata
+import struct
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import ftfy
 import numpy as np
 import regex
-from ftfy import fixes
-from ftfy.badness import is_bad
 
-from clip_jax.data import bytepairs
+from clip_jax.data import bytepairs, cleaning
 from clip_jax.data.bytepairs import Pair, TokenizerError
 
 _KIND = "clip-bpe/1"  # cleaning, words and byte symbols as written here; part of every fingerprint
@@ -49,16 +44,6 @@ _ORIGINAL_FINGERPRINT = "55ccccb5f5cc5a7dcf13402ce65df0ba5d31d4a98c67686d51a3faf
 
 _CACHED_CHUNKS = 1 << 17  # about 30 MB; when full the cache starts again from nothing
 _CACHED_CHUNK_LENGTH = 40
-
-# What `_clean` knows of ftfy; the tests hold it against ftfy itself over every code point.
-_ASCII_CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f]")  # ftfy removes these
-_REWRITTEN = re.compile(  # Latin ligatures, curly quotes, wide and narrow forms: ftfy replaces them
-  "[\u0132\u0133\u0149\u01c4-\u01cc\u01f1-\u01f3\ufb00-\ufb06\u02bc\u2018-\u201f\uff01-\uffee]"
-)
-_NEVER_MOJIBAKE = re.compile(  # texts of these characters alone pass ftfy's test, which is slow
-  "[ -~\u00df-\u00f6\u00f8-\u00ff\u0401\u0410-\u044f\u0451\u2013\u2014\u2019\u2026"
-  "\u3001-\u30ff\u4e00-\u9fff\uac00-\ud7a3]*"
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -81,6 +66,8 @@ class Tokenizer:
   fingerprint: str = dataclasses.field(init=False)
   _symbol_bytes: list[bytes] = dataclasses.field(init=False)
   _chunk_ids: "_ChunkIds" = dataclasses.field(init=False)
+  _start: bytes = dataclasses.field(init=False)
+  _end: bytes = dataclasses.field(init=False)
 
   def __post_init__(self) -> None:
     merges = tuple(self.merges)
@@ -93,6 +80,8 @@ class Tokenizer:
       end_id=len(table) + 1,
       fingerprint=hashlib.sha256("\n".join(lines).encode("utf-8")).hexdigest(),
       _symbol_bytes=list(table.values()),
+      _start=_as_bytes([len(table)]),
+      _end=_as_bytes([len(table) + 1]),
       _chunk_ids=_ChunkIds(bytepairs.word_encoder(list(table), merges), len(table)),
     )
 
@@ -109,10 +98,9 @@ class Tokenizer:
     if context_length < 2:
       raise TokenizerError(f"context_length is {context_length}; start and end alone need 2")
     row_bytes = 4 * context_length
-    start, end = _as_bytes([self.start_id]), _as_bytes([self.end_id])
     rows = []
     for index, text in enumerate(texts):
-      row = b"".join((start, self._encode(text, index), end))
+      row = self._row(text, index)
       if len(row) > row_bytes:
         if not truncate:
           raise TokenizerError(
@@ -120,13 +108,13 @@ class Tokenizer:
             f"limit is context_length = {context_length}: shorten it, or pass truncate=True to cut "
             "it and keep the end token"
           )
-        row = row[: row_bytes - 4] + end
+        row = row[: row_bytes - 4] + self._end
       rows.append(row.ljust(row_bytes, b"\0"))
     return np.frombuffer(bytearray().join(rows), np.int32).reshape(len(rows), context_length)
 
   def encode(self, text: str) -> list[int]:
     """The ids of a text, without start, end and padding. Raises: TokenizerError if no string."""
-    return memoryview(self._encode(text, 0)).cast("i").tolist()
+    return memoryview(self._row(text, 0)).cast("i").tolist()[1:-1]
 
   def decode(self, tokens: Iterable[int]) -> str:
     """The text of one row of ids, up to the end token; start tokens are left out.
@@ -168,11 +156,13 @@ class Tokenizer:
         )
     return tokenizer
 
-  def _encode(self, text: str, index: int) -> bytes:
-    """The ids of a text as int32 bytes; `index` is its place in the batch, for the message."""
-    _check_text(text, index)
+  def _row(self, text: str, index: int) -> bytes:
+    """The ids of a text from start to end token, as int32 bytes; `index` is for the message."""
+    if not isinstance(text, str):
+      raise _no_string(text, index)
     try:
-      return b"".join(map(self._chunk_ids.__getitem__, _clean(text).split()))
+      ids = map(self._chunk_ids.__getitem__, cleaning.clean(text).split())
+      return b"".join((self._start, *ids, self._end))
     except ValueError as error:  # as the original: a numeric entity of thousands of digits
       raise TokenizerError(f"text {index} ({_excerpt(text)}) cannot be read: {error}") from error
 
@@ -233,8 +223,10 @@ def train(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     raise TokenizerError("captions is one str; pass a list of them")
   chunks: collections.Counter[str] = collections.Counter()
   for index, caption in enumerate(captions):
-    _check_text(caption, index)
-    chunks.update(_clean(caption).split())
+    if not isinstance(caption, str):
+      raise _no_string(caption, index)
+    with contextlib.suppress(ValueError):  # unreadable (see `_row`): nothing is learned from it
+      chunks.update(cleaning.clean(caption).split())
   words: collections.Counter[str] = collections.Counter()
   for chunk, count in chunks.items():
     for word in _WORDS.findall(chunk):
@@ -256,14 +248,12 @@ class _ChunkIds(dict[str, bytes]):
     self._special = {word: start_id + index for index, word in enumerate(_SPECIAL)}
 
   def __missing__(self, chunk: str) -> bytes:
-    letters_only = chunk.isascii() and chunk.isalpha()
-    words = [chunk] if letters_only else _WORDS.findall(chunk)
+    words = [chunk] if chunk.isascii() and chunk.isalpha() else _WORDS.findall(chunk)
     if len(words) != 1:  # each word is shorter than the chunk, and alone it is one word again
       ids = b"".join(map(self.__getitem__, words))
-    elif words[0] in self._special:
-      ids = _as_bytes([self._special[words[0]]])
     else:
-      ids = _as_bytes(self._encode_word(words[0]))
+      word = words[0]
+      ids = _as_bytes([self._special[word]] if word in self._special else self._encode_word(word))
     if len(chunk) <= _CACHED_CHUNK_LENGTH:
       if len(self) >= _CACHED_CHUNKS:
         self.clear()
@@ -271,43 +261,10 @@ class _ChunkIds(dict[str, bytes]):
     return ids
 
 
-def _clean(text: str) -> str:
-  """ftfy, HTML entities twice, lower case; the white space is left to `str.split`.
-
-  Most texts need little of it. Plain ASCII is only put in lower case. Other plain text goes through
-  the four steps of ftfy that can change it, until they do not; ftfy itself gets the rest.
-  """
-  simple = text.isascii() and "&" not in text
-  if simple and (text.isprintable() or not _ASCII_CONTROL.search(text)):
-    return text.lower()
-  fixed = text
-  while _is_plain(fixed):
-    before = fixed
-    if _REWRITTEN.search(fixed):
-      fixed = fixes.uncurl_quotes(fixes.fix_character_width(fixes.fix_latin_ligatures(fixed)))
-    fixed = unicodedata.normalize("NFC", fixed)
-    if fixed == before:
-      return fixed.lower()
-  # Lower case comes after the white space: what a capital sigma turns into depends on neighbours.
-  return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
-
-
-def _is_plain(text: str) -> bool:
-  """Whether ftfy can only replace characters: no entity, control character, mojibake, segments."""
-  return (
-    text.isprintable()
-    and "&" not in text
-    and "\ufffc" not in text
-    and len(text) < 100_000
-    and bool(_NEVER_MOJIBAKE.fullmatch(text) or not is_bad(text))
+def _no_string(text: object, index: int) -> TokenizerError:
+  return TokenizerError(
+    f"text {index} is {type(text).__name__} ({_excerpt(text)}), it must be a str"
   )
-
-
-def _check_text(text: object, index: int) -> None:
-  if not isinstance(text, str):
-    raise TokenizerError(
-      f"text {index} is {type(text).__name__} ({_excerpt(text)}), it must be a str"
-    )
 
 
 def _pair(line: str, index: int) -> Pair:
@@ -339,7 +296,7 @@ def _json_fields(text: str) -> dict[str, Any]:
 
 
 def _as_bytes(ids: list[int]) -> bytes:
-  return array.array("i", ids).tobytes()
+  return struct.pack(f"={len(ids)}i", *ids)
 
 
 def _excerpt(text: object) -> str:

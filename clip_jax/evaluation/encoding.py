@@ -24,8 +24,8 @@ class Model(Protocol):
   def encode_image(self, images: np.ndarray) -> np.ndarray:
     """uint8 [N, R, R, 3] -> unit-norm float32 [N, E]."""
 
-  def encode_text(self, texts: list[str]) -> np.ndarray:
-    """N strings -> unit-norm float32 [N, E]."""
+  def encode_text(self, texts: list[str], truncate: bool = False) -> np.ndarray:
+    """N strings -> unit-norm float32 [N, E]. Raises: ValueError on one too long, or cuts it."""
 
 
 def count(source: records.RecordSource, batch: int, limit: int) -> int:
@@ -96,7 +96,9 @@ def encode_images(
   return _checked(np.concatenate(chunks), source.locate)
 
 
-def encode_texts(model: Model, texts: Sequence[str], batch: int) -> np.ndarray:
+def encode_texts(
+  model: Model, texts: Sequence[str], batch: int, truncate: bool = False
+) -> np.ndarray:
   """Embeddings [N, E] of `texts`, `batch` at a time, the last chunk padded to `batch`.
 
   Raises: EvaluationError naming the text whose embedding is not finite.
@@ -106,7 +108,7 @@ def encode_texts(model: Model, texts: Sequence[str], batch: int) -> np.ndarray:
     chunk = list(texts[start : start + batch])
     size = len(chunk)
     chunk.extend(chunk[-1:] * (batch - size))
-    chunks.append(_rows(model.encode_text(chunk), batch)[:size])
+    chunks.append(_rows(model.encode_text(chunk, truncate), batch)[:size])
   return _checked(np.concatenate(chunks), lambda i: f"text {texts[i]!r}")
 
 

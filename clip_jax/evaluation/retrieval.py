@@ -84,7 +84,8 @@ def evaluate(
   correct for both, because no model could tell which was meant. Each record's text stays a query
   and an item of its own, so a repeated caption takes as many places of a ranking as it has records.
   The rank of a query is that of its first correct item, and a tie counts against the model: an
-  incorrect item that scores exactly as much comes first.
+  incorrect item that scores exactly as much comes first. A text over the context length is cut, as
+  in training.
   Raises: EvaluationError naming the record that is bad or has no caption, or the text or image
     whose embedding is not finite.
   Source: section 3.1 and table 13.
@@ -105,7 +106,7 @@ def evaluate(
   image_NE = encoding.encode_images(model, source, n, batch, visit)
   distinct = {text: g for g, text in enumerate(dict.fromkeys(texts))}
   group_of_text = [distinct[text] for text in texts]
-  text_NE = encoding.encode_texts(model, list(distinct), batch)[group_of_text]
+  text_NE = encoding.encode_texts(model, list(distinct), batch, truncate=True)[group_of_text]
   images_of_text, texts_of_image = _correct(group_of_text, owners)
   text_ranks = _ranks(text_NE, image_NE, images_of_text, batch)
   image_ranks = _ranks(image_NE, text_NE, texts_of_image, batch)

@@ -36,16 +36,7 @@ _NOUNS = (
   ("a bag", "a handbag"),
   ("an ankle boot", "a short boot"),
 )
-_WORDINGS = (
-  "{}",
-  "a photo of {}",
-  "a small photo of {}",
-  "a grey photo of {}",
-  "a black and white picture of {}",
-  "{} on a black background",
-  "{} in a shop's catalogue",
-  "a picture of {} for sale",
-)
+_WORDINGS = prompts.SETS["fashion_mnist"].templates
 
 
 def job(trees: dict[str, packages.Tree]) -> shards.Job:

@@ -24,7 +24,7 @@ from array_record.python import array_record_module
 
 from clip_jax.data import images, records
 
-VERSION = 2  # raise it whenever the same source would give other records
+VERSION = 3  # raise it whenever the same source would give other records
 REJECTED = "rejected.jsonl"
 _WORK = ".unfinished"
 _SHARD = re.compile(r"\w+-\d{5}-of-\d{5}\.array_record")
