@@ -272,10 +272,10 @@ def _contradictions(config: Config) -> list[str]:
     "config.evaluation.batch": config.evaluation.batch,
   }
   for name, encoder in (("image", image), ("text", text)):
-    for part in (
-      ("width", "heads") if encoder is image and image.blocks else ("width", "heads", "layers")
-    ):
+    for part in ("width", "layers", "heads"):
       numbers[f"config.model.{name}.{part}"] = getattr(encoder, part)
+  if image.blocks:
+    del numbers["config.model.image.layers"]
   found = [f"{key}: must be at least 1, is {value}" for key, value in numbers.items() if value < 1]
   least = {
     "config.steps": config.steps,

@@ -80,8 +80,8 @@ def train(
       if done % config.checkpoint.every_steps == 0 or done == config.steps or stopping:
         rest = {"step": state.step, "opt_state": state.opt_state, "guard": state.guard}
         with log.time("checkpoint"):
-          meta = {**facts, **bad_records.counts()}
-          checkpoints.save(done, state.params, rest, meta, state.batch_stats)
+          page = {**facts, **bad_records.counts()}
+          checkpoints.save(done, state.params, rest, page, state.batch_stats)
     if previous is not None:
       _read(config, previous, done, bad_records, checkpoints, log, stream)
     with log.time("checkpoint"):
