@@ -76,6 +76,9 @@ class Preprocess:
 
   mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
   std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+  # "shortest": the short side is resized and a square cropped, as published; "squash": both sides
+  # are resized to the resolution, as SigLIP's weights ask (not for training, which crops)
+  resize: Literal["shortest", "squash"] = "shortest"
   train_short_side: int = 0  # pixels before the random square crop; 0: the resolution
 
 
@@ -195,6 +198,7 @@ _LATER: dict[tuple[str, ...], Any] = {
   ("model", "text", "pooling"): "end",
   ("model", "norm_epsilon"): 1e-5,
   ("model", "loss"): "softmax",
+  ("preprocess", "resize"): "shortest",
 }
 
 

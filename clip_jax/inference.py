@@ -25,15 +25,15 @@ class Clip:
   """Encoders with their weights, preprocessing and tokenizer.
 
   Attributes: `config` (of the run), `params` (nested dict), `batch_stats` (the same, a ResNet's
-    running statistics; otherwise empty), `tokenizer`, `preprocess`, `resolution` (pixels),
-    `logit_scale` (multiplicative), `step` (of the checkpoint).
+    running statistics; otherwise empty), `tokenizer` (None: the weights' own is not here),
+    `preprocess`, `resolution` (pixels), `logit_scale` (multiplicative), `step` (of the checkpoint).
   """
 
   def __init__(
     self,
     config: config_lib.Config,
     params: Any,
-    tokenizer: tokenizer_lib.Tokenizer,
+    tokenizer: tokenizer_lib.Tokenizer | None,
     step: int = 0,
     batch_stats: Any = None,
   ):
@@ -84,6 +84,11 @@ class Clip:
     length = self.config.model.text.context_length
     if isinstance(texts, (np.ndarray, jax.Array)):
       tokens_NL = np.asarray(texts)
+    elif self.tokenizer is None:
+      raise ValueError(
+        "these weights have a SentencePiece vocabulary, which clip_jax does not hold: give int32 "
+        f"tokens [N, {length}] in place of strings"
+      )
     else:
       tokens_NL = self.tokenizer(texts, length, truncate)
     if tokens_NL.ndim != 2 or tokens_NL.shape[1] != length or tokens_NL.dtype != np.int32:
@@ -110,8 +115,15 @@ class Clip:
       return np.asarray(jax.nn.sigmoid(logits_NC + float(self.params["logit_bias"])))
     return np.asarray(jax.nn.softmax(logits_NC, axis=-1))
 
+  def fit(self, image: Any) -> np.ndarray:
+    """An image of any kind that `images.as_image` takes -> uint8 [R, R, 3], as the weights ask."""
+    image = images_lib.as_image(image)
+    if self.preprocess.resize == "squash":
+      return images_lib.squash(image, self.resolution)
+    return images_lib.fit(image, self.resolution)
+
   def _fit(self, images: Sequence[Any] | np.ndarray) -> np.ndarray:
-    fitted = [images_lib.fit(images_lib.as_image(image), self.resolution) for image in images]
+    fitted = [self.fit(image) for image in images]
     side = self.resolution
     return np.stack(fitted) if fitted else np.zeros((0, side, side, 3), np.uint8)
 
@@ -168,8 +180,10 @@ def load(path: str | os.PathLike[str]) -> Clip:
   return Clip(config, restored.params, tokenizer, restored.step, restored.batch_stats)
 
 
-def tokenizer_from(saved: str) -> tokenizer_lib.Tokenizer:
-  """The tokenizer that a checkpoint names: "original", or the JSON of a trained vocabulary."""
+def tokenizer_from(saved: str) -> tokenizer_lib.Tokenizer | None:
+  """What a checkpoint names: "original", "none", or the JSON of a trained vocabulary."""
+  if saved == "none":
+    return None
   return (
     tokenizer_lib.original() if saved == "original" else tokenizer_lib.Tokenizer.from_json(saved)
   )

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from clip_jax.data import images as images_lib
 from clip_jax.data.records import Record
 
 SIDE = 8  # pixels
@@ -27,8 +28,11 @@ class KnownModel:
 
   def __init__(self, images, texts, batch, logit_scale=10.0):
     self.images, self.texts, self.batch = np.asarray(images, np.float32), texts, batch
-    self.resolution, self.logit_scale = SIDE, logit_scale
+    self.logit_scale = logit_scale
     self.seen_texts = []
+
+  def fit(self, image):
+    return images_lib.fit(images_lib.as_image(image), SIDE)
 
   def encode_image(self, images):
     assert images.shape == (self.batch, SIDE, SIDE, 3)

@@ -178,6 +178,13 @@ def fit(
   return np.array(image)
 
 
+def squash(image: Image.Image, resolution: int) -> np.ndarray:
+  """Resizes both sides, bicubic, whatever becomes of the proportions: uint8 [R, R, 3]."""
+  if image.size != (resolution, resolution):
+    image = image.resize((resolution, resolution), Image.Resampling.BICUBIC)
+  return np.array(image)
+
+
 def normalise(image_BRR3: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
   """Pixels 0 to 255 [B, R, R, 3] -> float32, (x / 255 - mean) / std by channel, on the device."""
   by_channel = (1, 1, 1, 3)

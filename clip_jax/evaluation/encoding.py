@@ -5,7 +5,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from clip_jax.data import images as images_lib
 from clip_jax.data import records
 
 
@@ -16,7 +15,8 @@ class EvaluationError(ValueError):
 class Model(Protocol):
   """What an evaluation asks of a model; `inference.Clip` is one."""
 
-  resolution: int
+  def fit(self, image: Any) -> np.ndarray:
+    """An image of any kind that `images.as_image` takes -> uint8 [R, R, 3], as the weights ask."""
 
   @property
   def logit_scale(self) -> float: ...
@@ -49,19 +49,19 @@ def read(source: records.RecordSource, index: int) -> records.Record:
     raise EvaluationError(f"{source.locate(index)}: cannot be read ({error})") from error
 
 
-def image_of(source: records.RecordSource, index: int, resolution: int) -> np.ndarray:
+def image_of(model: Model, source: records.RecordSource, index: int) -> np.ndarray:
   """The image of record `index` as the encoder sees it, uint8 [R, R, 3].
 
   Raises: EvaluationError naming the record when its image cannot be decoded.
   """
-  return _decoded(source, index, read(source, index), resolution)
+  return _decoded(model, source, index, read(source, index))
 
 
 def _decoded(
-  source: records.RecordSource, index: int, record: records.Record, resolution: int
+  model: Model, source: records.RecordSource, index: int, record: records.Record
 ) -> np.ndarray:
   try:
-    return images_lib.fit(images_lib.as_image(record.image), resolution)
+    return model.fit(record.image)
   except Exception as error:
     where = source.locate(index)
     raise EvaluationError(
@@ -89,7 +89,7 @@ def encode_images(
     for i in range(start, min(start + batch, n)):
       record = read(source, i)
       visit(i, record)
-      chunk.append(_decoded(source, i, record, model.resolution))
+      chunk.append(_decoded(model, source, i, record))
     size = len(chunk)
     chunk.extend(chunk[-1:] * (batch - size))
     chunks.append(_rows(model.encode_image(np.stack(chunk)), batch)[:size])

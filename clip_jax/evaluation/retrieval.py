@@ -110,7 +110,7 @@ def evaluate(
   images_of_text, texts_of_image = _correct(group_of_text, owners)
   text_ranks = _ranks(text_NE, image_NE, images_of_text, batch)
   image_ranks = _ranks(image_NE, text_NE, texts_of_image, batch)
-  image_of = functools.cache(lambda i: encoding.image_of(source, i, model.resolution))
+  image_of = functools.cache(lambda i: encoding.image_of(model, source, i))
 
   def example(t: int) -> Example:
     found = _nearest(text_NE[t], image_NE, images_of_text[t])

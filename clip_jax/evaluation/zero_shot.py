@@ -137,7 +137,7 @@ def evaluate(
     confusion=confusion,
     examples=tuple(
       Example(
-        image=encoding.image_of(source, i, model.resolution),
+        image=encoding.image_of(model, source, i),
         key=keys[i],
         label=classes[labels[i]],
         probability=float(ranking.probability[i]),
