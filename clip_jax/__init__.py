@@ -6,7 +6,8 @@ The map, in the order in which data walks:
   data/            records -> batches by step   train       the loop
   models/          the specification of CLIP    train_step  (state, batch) -> (state, metrics)
   losses, sharding, optimizer                   checkpoint, metrics, summary
-  inference        weights in use: `load`       evaluation/ zero-shot, retrieval, the report
+  inference        weights in use               evaluation/ zero-shot, retrieval, the report
+  interop/         other frameworks' weights: `load`
 
 The dimension key, a suffix on arrays of rank 2 or more:
 
@@ -25,7 +26,7 @@ __all__ = ["load", "tokenize"]
 def __getattr__(name: str) -> Any:
   """The public API, imported when it is used: `import clip_jax` alone costs nothing."""
   if name == "load":
-    from clip_jax.inference import load
+    from clip_jax.interop.sources import load
 
     return load
   if name == "tokenize":

@@ -20,6 +20,7 @@ examples:
   clip-jax evaluate --weights runs/demo
   clip-jax classify photo.png --labels "a cat,a dog" --weights runs/demo
   clip-jax embed --weights runs/demo --texts "a red circle" --output texts.npy
+  clip-jax import ViT-B-32.pt weights/vit_b_32
 """
 
 
@@ -136,6 +137,21 @@ def _parser() -> argparse.ArgumentParser:
     help='prompt with {} for the label, may be repeated; default "{}": the labels as they are',
   )
 
+  load = add(
+    "import",
+    parents=[common],
+    help="weights of other frameworks -> a checkpoint",
+    description="Reads OpenAI's .pt archives, open_clip's state dicts (with open_clip_config.json "
+    "beside them), Hugging Face's folders of CLIPModel and SiglipModel, and big_vision's .npz.",
+  )
+  load.add_argument("source", metavar="SOURCE", help="file or folder")
+  load.add_argument("dest", metavar="DEST", help="new folder, as --weights takes it")
+  load.add_argument(
+    "--activation",
+    choices=("quick_gelu", "gelu"),
+    help="of a state dict that does not say it (OpenAI's and DFN's: quick_gelu)",
+  )
+
   embed = verbs.add_parser(
     allow_abbrev=False,
     name="embed",
@@ -218,11 +234,11 @@ def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _classify(options: argparse.Namespace, _: Sequence[str]) -> int:
-  from clip_jax import inference
+  from clip_jax.interop import sources
 
   labels = [label.strip() for label in options.labels.split(",")]
   _check_texts("--labels", labels)
-  model = inference.load(options.weights)
+  model = sources.load(options.weights)
   probabilities_NC = model.classify(options.images, labels, options.template or ("{}",))
   shown = len(labels) if len(labels) <= _MOST_COLUMNS else 5  # then the likeliest few, by name
   table = rich.table.Table("image", *(labels if shown == len(labels) else ["likeliest labels"]))
@@ -239,14 +255,14 @@ def _classify(options: argparse.Namespace, _: Sequence[str]) -> int:
 def _embed(options: argparse.Namespace, _: Sequence[str]) -> int:
   import numpy as np
 
-  from clip_jax import inference
+  from clip_jax.interop import sources
 
   if not options.images and not options.texts:
     raise UsageError("nothing to embed: give images, or --texts")
   _check_texts("--texts", options.texts)
   if options.output and not pathlib.Path(options.output).absolute().parent.is_dir():
     raise UsageError(f"--output {options.output}: there is no such folder")
-  model = inference.load(options.weights)
+  model = sources.load(options.weights)
   embeddings_NE = np.concatenate(
     [model.encode_image(options.images), model.encode_text(options.texts)]
   )
@@ -275,7 +291,37 @@ def _check_texts(option: str, texts: Sequence[str]) -> None:
       raise UsageError(f"{option}: {text!r} is not valid UTF-8") from None
 
 
-_VERBS = {"train": _train, "evaluate": _evaluate, "classify": _classify, "embed": _embed}
+def _import(options: argparse.Namespace, _: Sequence[str]) -> int:
+  from clip_jax.interop import sources
+  from clip_jax.models import clip
+
+  model = sources.load(options.source, options.activation)
+  sources.save(model, pathlib.Path(options.dest))
+  m, p = model.config.model, model.preprocess
+  tower = f"ResNet {list(m.image.blocks)}" if m.image.blocks else f"ViT of {m.image.layers} layers"
+  facts = {
+    "written": str(options.dest),
+    "parameters": f"{clip.parameter_counts(m)['total']:,}",
+    "image": f"{tower}, width {m.image.width}, {m.image.resolution} pixels",
+    "text": f"{m.text.layers} layers, width {m.text.width}, {m.text.context_length} tokens",
+    "activation": m.activation,
+    "preprocessing": f"{p.resize}, bicubic, mean {p.mean}, std {p.std}",
+    "tokenizer": "CLIP's" if model.tokenizer else "not here: give tokens",
+  }
+  table = rich.table.Table(show_header=False)
+  for name, value in facts.items():
+    table.add_row(name, value)
+  _print(options, table, facts)
+  return 0
+
+
+_VERBS = {
+  "import": _import,
+  "train": _train,
+  "evaluate": _evaluate,
+  "classify": _classify,
+  "embed": _embed,
+}
 
 if __name__ == "__main__":
   run()

@@ -1,4 +1,4 @@
-"""Weights in use: a trained CLIP that takes pictures and strings. `clip_jax.load` returns one."""
+"""Weights in use: a trained CLIP that takes pictures and strings."""
 
 import functools
 import os

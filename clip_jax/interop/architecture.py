@@ -21,8 +21,12 @@ class WeightsError(ValueError):
   """Weights that cannot be taken over or handed on: which, why, what to do."""
 
 
-def from_openai_shapes(shapes: Shapes, activation: str | None) -> Model:
-  """The model of weights that carry OpenAI's names. Raises: WeightsError."""
+def from_openai_shapes(shapes: Shapes, activation: str | None, released: bool = False) -> Model:
+  """The model of weights that carry OpenAI's names.
+
+  Args: released, for an archive of OpenAI's own code, in which every head is 64 wide.
+  Raises: WeightsError.
+  """
   if activation is None:
     raise WeightsError(
       "these weights do not say their activation: pass --activation quick_gelu (as OpenAI's and "
@@ -48,7 +52,7 @@ def from_openai_shapes(shapes: Shapes, activation: str | None) -> Model:
     _size(shapes, "text_projection", 1),
     activation=activation,  # type: ignore[arg-type]  # checked by config.parse
   )
-  return _with_heads(model)
+  return _with_heads(model, released)
 
 
 def _vit(shapes: Shapes) -> Vision:
@@ -75,8 +79,13 @@ def _resnet(shapes: Shapes) -> Vision:
   )
 
 
-def _with_heads(model: Model) -> Model:
+def _with_heads(model: Model, released: bool) -> Model:
   """The same with the heads of the known model of these shapes. Raises: WeightsError."""
+  if released:
+    image, text = model.image, dataclasses.replace(model.text, heads=model.text.width // 64)
+    if not image.blocks:
+      image = dataclasses.replace(image, heads=image.width // 64)
+    return dataclasses.replace(model, image=image, text=text)
   known = [*presets.PUBLISHED.values(), *presets.LAION.values()]
   for preset in known:
     if _headless(preset) == _headless(model):

@@ -1,0 +1,275 @@
+"""Where weights come from: which format a file or folder is, and what it says beside the arrays.
+
+`load` takes all of them: our own checkpoints, OpenAI's `.pt`, open_clip's state dicts, Hugging
+Face's folders, big_vision's `.npz`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from clip_jax import checkpoint, inference
+from clip_jax import config as config_lib
+from clip_jax.data import tokenizer as tokenizer_lib
+from clip_jax.interop import architecture, archive, naming, weights
+from clip_jax.interop.architecture import WeightsError
+
+# sha256 of the nine released files, by name. Source: openai/CLIP clip.py (parts of addresses).
+RELEASED = {
+  "RN50": "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
+  "RN101": "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599",
+  "RN50x4": "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd",
+  "RN50x16": "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa",
+  "RN50x64": "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c",
+  "ViT-B-32": "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+  "ViT-B-16": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+  "ViT-L-14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+  "ViT-L-14-336px": "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+}
+_HALF = (0.5, 0.5, 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """Weights as they lie there, and what they say of themselves."""
+
+  format: str  # for people
+  arrays: Mapping[str, np.ndarray]
+  table: Callable[[config_lib.Model], list[naming.Weight]]
+  model: config_lib.Model
+  preprocess: config_lib.Preprocess
+  tokenizer: str  # "original", or "none": not in clip_jax
+
+
+def load(path: str | pathlib.Path, activation: str | None = None) -> inference.Clip:
+  """Weights of any format that clip_jax reads, in float32.
+
+  Args: activation, "quick_gelu" or "gelu", for a state dict that does not say it.
+  Raises: WeightsError, ArchiveError or CheckpointError: one line with the file and what to do.
+  """
+  path = pathlib.Path(path)
+  if (path / "checkpoints").is_dir() or not path.exists():
+    return inference.load(path)
+  try:
+    found = find(path, activation)
+    variables = weights.to_ours(found.arrays, found.table(found.model), found.model)
+  except WeightsError as error:
+    raise WeightsError(f"{path}: {error}") from error
+  config = config_lib.Config(name=path.stem, model=found.model, preprocess=found.preprocess)
+  variables = jax.tree.map(jax.numpy.asarray, variables)
+  tokenizer = inference.tokenizer_from(found.tokenizer)
+  return inference.Clip(
+    config, variables["params"], tokenizer, batch_stats=variables.get("batch_stats")
+  )
+
+
+def save(model: inference.Clip, dest: pathlib.Path) -> None:
+  """Writes weights as a checkpoint of ours: a new folder, whole or not at all.
+
+  Raises: WeightsError when `dest` is there already or cannot be written; CheckpointError.
+  """
+  if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+    raise WeightsError(f"{dest}: is there already; give a new folder")
+  tokenizer = model.tokenizer
+  name = "none" if tokenizer is None else "original"
+  if tokenizer is not None and tokenizer != tokenizer_lib.original():
+    name = tokenizer.to_json()
+  try:
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = pathlib.Path(tempfile.mkdtemp(prefix=f".{dest.name}.", dir=dest.parent))
+  except OSError as error:
+    raise WeightsError(f"{dest}: cannot be written ({error.strerror})") from error
+  try:
+    checkpoints = checkpoint.Checkpoints(unfinished)
+    try:
+      facts = {"config": config_lib.to_dict(model.config), "data": {}, "tokenizer": name}
+      step = {"step": jax.numpy.int32(model.step)}
+      checkpoints.save(model.step, model.params, step, facts, model.batch_stats)
+    finally:
+      checkpoints.close()
+    unfinished.chmod(0o755)
+    unfinished.rename(dest)
+  except BaseException:
+    shutil.rmtree(unfinished, ignore_errors=True)
+    raise
+
+
+def find(path: pathlib.Path, activation: str | None = None) -> Found:
+  """What lies at `path`. Raises: WeightsError, ArchiveError."""
+  if path.is_dir():
+    if (path / "config.json").is_file():
+      return _huggingface(path, activation)
+    if (path / "open_clip_config.json").is_file():
+      return _open_clip(path, activation)
+    raise WeightsError(
+      "a folder without config.json (Hugging Face), open_clip_config.json (open_clip) or "
+      "checkpoints (clip_jax): give the folder that holds one of them, or the file of the weights"
+    )
+  check_released(path)
+  tensors = archive.read(path)
+  if tensors.format == "npz":
+    model = architecture.from_big_vision_shapes(_shapes(tensors.arrays))
+    _agree(model.activation, activation)
+    squash = config_lib.Preprocess(mean=_HALF, std=_HALF, resize="squash")
+    return Found("big_vision SigLIP", tensors.arrays, naming.big_vision, model, squash, "none")
+  beside = path.with_name("open_clip_config.json")
+  if tensors.format != "torchscript" and beside.is_file():
+    return _open_clip_arrays(_unprefixed(tensors.arrays), beside, activation)
+  released = any("QuickGELU" in name for name in tensors.facts.get("classes", ()))
+  if released:  # OpenAI's own code: its activation is a module of that name
+    _agree("quick_gelu", activation)
+    activation = "quick_gelu"
+  arrays = _unprefixed(tensors.arrays)
+  model = architecture.from_openai_shapes(_shapes(arrays), activation, released)
+  name = "OpenAI archive" if tensors.format == "torchscript" else f"{tensors.format} state dict"
+  return Found(name, arrays, naming.openai, model, config_lib.Preprocess(), _original(model))
+
+
+def check_released(path: pathlib.Path) -> bool:
+  """Whether the file is the released one that its name claims.
+
+  Returns: False when the name claims nothing. Raises: WeightsError on another sha256.
+  """
+  if path.suffix != ".pt" or path.stem not in RELEASED:
+    return False
+  digest = hashlib.sha256()
+  with path.open("rb") as file:
+    while block := file.read(1 << 22):
+      digest.update(block)
+  if digest.hexdigest() != RELEASED[path.stem]:
+    raise WeightsError(
+      f"sha256 {digest.hexdigest()} is not that of OpenAI's {path.name} ({RELEASED[path.stem]}): "
+      "get it again, or give it another name if it is something else"
+    )
+  return True
+
+
+def _huggingface(folder: pathlib.Path, activation: str | None) -> Found:
+  model = architecture.from_huggingface_config(_json(folder / "config.json"))
+  _agree(model.activation, activation)
+  tensors = archive.read(folder)
+  siglip = model.image.pooling == "map"
+  preprocess = _huggingface_preprocess(_json(folder / "preprocessor_config.json"), model)
+  if not siglip:
+    _check_vocabulary(folder)
+  return Found(
+    "Hugging Face " + ("SiglipModel" if siglip else "CLIPModel"),
+    tensors.arrays,
+    naming.huggingface,
+    model,
+    preprocess,
+    "none" if siglip else _original(model),
+  )
+
+
+def _huggingface_preprocess(
+  fields: Mapping[str, Any], model: config_lib.Model
+) -> config_lib.Preprocess:
+  if fields.get("resample", 3) != 3:
+    raise WeightsError(f"preprocessor_config.json: resample {fields['resample']}, not 3 (bicubic)")
+  size = fields.get("size", model.image.resolution)
+  squash = (
+    isinstance(size, dict)
+    and "shortest_edge" not in size
+    and not fields.get("do_center_crop", False)
+  )
+  sides = set(size.values()) if isinstance(size, dict) else {size}
+  if sides != {model.image.resolution}:
+    raise WeightsError(
+      f"preprocessor_config.json: size {size}, but the model takes {model.image.resolution} pixels"
+    )
+  return config_lib.Preprocess(
+    mean=_three(fields, "image_mean"),
+    std=_three(fields, "image_std"),
+    resize="squash" if squash else "shortest",
+  )
+
+
+def _three(fields: Mapping[str, Any], name: str) -> tuple[float, float, float]:
+  values = fields.get(name)
+  if not isinstance(values, list) or len(values) != 3:
+    raise WeightsError(f"{name}: {values!r} is not three numbers")
+  return (float(values[0]), float(values[1]), float(values[2]))
+
+
+def _check_vocabulary(folder: pathlib.Path) -> None:
+  """Where the folder has a vocabulary, it must be the original one. Raises: WeightsError."""
+  path = folder / "merges.txt"
+  if not path.is_file():
+    return
+  lines = path.read_text(encoding="utf-8").splitlines()
+  merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+  if merges != list(tokenizer_lib.original().merges):
+    raise WeightsError("merges.txt: another vocabulary than CLIP's, which clip_jax does not have")
+
+
+def _open_clip(folder: pathlib.Path, activation: str | None) -> Found:
+  names = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
+  for name in (*names, "open_clip_pytorch_model.bin"):
+    if (folder / name).is_file():
+      arrays = _unprefixed(archive.read(folder / name).arrays)
+      return _open_clip_arrays(arrays, folder / "open_clip_config.json", activation)
+  raise WeightsError(f"none of {', '.join(names)}, open_clip_pytorch_model.bin is in the folder")
+
+
+def _open_clip_arrays(
+  arrays: Mapping[str, np.ndarray], config_path: pathlib.Path, activation: str | None
+) -> Found:
+  fields = _json(config_path)
+  model = architecture.from_open_clip_config(fields.get("model_cfg", fields))
+  _agree(model.activation, activation)
+  given = fields.get("preprocess_cfg", {})
+  defaults = config_lib.Preprocess()
+  if given.get("interpolation", "bicubic") != "bicubic":
+    raise WeightsError(f"{config_path.name}: interpolation {given['interpolation']!r}, not bicubic")
+  resize = given.get("resize_mode", "shortest")
+  if resize not in ("shortest", "squash"):
+    raise WeightsError(f"{config_path.name}: resize_mode {resize!r}; not shortest or squash")
+  preprocess = config_lib.Preprocess(
+    mean=_three(given, "mean") if "mean" in given else defaults.mean,
+    std=_three(given, "std") if "std" in given else defaults.std,
+    resize=resize,
+  )
+  return Found("open_clip", arrays, naming.openai, model, preprocess, _original(model))
+
+
+def _original(model: config_lib.Model) -> str:
+  return "original" if model.text.vocab_size == tokenizer_lib.original().vocab_size else "none"
+
+
+def _agree(there: str, given: str | None) -> None:
+  if given is not None and given != there:
+    raise WeightsError(f"its activation is {there}, and --activation says {given}")
+
+
+def _unprefixed(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+  """Without the `module.` that PyTorch's parallel training puts before every name."""
+  if arrays and all(name.startswith("module.") for name in arrays):
+    return {name.removeprefix("module."): array for name, array in arrays.items()}
+  return arrays
+
+
+def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+  return {name: array.shape for name, array in arrays.items()}
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    fields = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise WeightsError(
+      f"{path.name} is not in the folder; get it from where the weights are"
+    ) from None
+  except (OSError, ValueError) as error:
+    raise WeightsError(f"{path.name}: cannot be read ({error})") from error
+  if not isinstance(fields, dict):
+    raise WeightsError(f"{path.name}: not a JSON object")
+  return fields

@@ -1,0 +1,328 @@
+"""Reading weights' files: what torch and NumPy wrote comes back, what is hostile is refused."""
+
+import io
+import json
+import os
+import pickle
+import random
+import struct
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clip_jax.interop import archive, unpickle
+
+
+def _state():
+  generator = torch.Generator().manual_seed(0)
+  base = torch.randn(6, 8, generator=generator)
+  return {
+    "a.weight": base,
+    "a.transposed": base.T,
+    "a.part": base[1:4, 2:],
+    "half": base.half(),
+    "brain": base.bfloat16(),
+    "long": torch.arange(5),
+    "scalar": torch.tensor(2.5),
+    "empty": torch.zeros(0, 3),
+    "parameter": torch.nn.Parameter(base[0]),
+  }
+
+
+def _equal(array, tensor):
+  assert array.shape == tuple(tensor.shape)
+  if tensor.dtype == torch.bfloat16:
+    assert array.dtype == ml_dtypes.bfloat16
+    array, tensor = array.astype(np.float32), tensor.float()
+  np.testing.assert_array_equal(array, tensor.detach().numpy())
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}])
+def test_what_torch_saved(tmp_path, wrap):
+  torch.save(wrap(_state()), tmp_path / "w.pt")
+  found = archive.read(tmp_path / "w.pt")
+  assert found.format == "torch"
+  assert found.arrays.keys() == _state().keys()
+  for name, tensor in _state().items():
+    _equal(found.arrays[name], tensor)
+    assert not found.arrays[name].flags.writeable
+
+
+class Inner(torch.nn.Module):
+  def __init__(self):
+    super().__init__()
+    self.dense = torch.nn.Linear(4, 3)
+    self.norm = torch.nn.BatchNorm2d(3)
+
+  def forward(self, x):
+    return self.dense(x)
+
+
+class Outer(torch.nn.Module):
+  def __init__(self):
+    super().__init__()
+    self.visual = Inner()
+    self.blocks = torch.nn.Sequential(Inner(), Inner())
+    self.scale = torch.nn.Parameter(torch.tensor(0.5))
+    self.register_buffer("size", torch.tensor(224))
+    self.width = 12
+
+  def forward(self, x):
+    return self.visual(x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_torchscript_archive(tmp_path):
+  module = Outer().half()
+  torch.jit.script(module).save(str(tmp_path / "w.pt"))
+  found = archive.read(tmp_path / "w.pt")
+  assert found.format == "torchscript"
+  state = module.state_dict()
+  assert found.arrays.keys() == state.keys()
+  for name, tensor in state.items():
+    _equal(found.arrays[name], tensor)
+  assert any("Outer" in name for name in found.facts["classes"])
+
+
+def _safetensors(arrays, metadata=None):
+  header, body = {}, b""
+  if metadata:
+    header["__metadata__"] = metadata
+  names = {"float32": "F32", "float16": "F16", "int64": "I64", "bfloat16": "BF16"}
+  for name, array in arrays.items():
+    data = array.tobytes()
+    header[name] = {
+      "dtype": names[array.dtype.name],
+      "shape": list(array.shape),
+      "data_offsets": [len(body), len(body) + len(data)],
+    }
+    body += data
+  text = json.dumps(header).encode()
+  return struct.pack("<Q", len(text)) + text + body
+
+
+ARRAYS = {
+  "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+  "b": np.arange(4, dtype=np.float16),
+  "c": np.array(3, np.int64),
+  "d": np.arange(3).astype(ml_dtypes.bfloat16),
+}
+
+
+def test_safetensors(tmp_path):
+  (tmp_path / "w.bin").write_bytes(_safetensors(ARRAYS, {"format": "pt"}))  # told by content
+  found = archive.read(tmp_path / "w.bin")
+  assert found.format == "safetensors"
+  assert found.facts == {"format": "pt"}
+  for name, array in ARRAYS.items():
+    np.testing.assert_array_equal(found.arrays[name], array)
+    assert found.arrays[name].dtype == array.dtype
+
+
+def test_safetensors_in_shards(tmp_path):
+  parts = {"m-1.safetensors": ["a", "b"], "m-2.safetensors": ["c", "d"]}
+  for file, names in parts.items():
+    (tmp_path / file).write_bytes(_safetensors({n: ARRAYS[n] for n in names}))
+  index = {n: file for file, names in parts.items() for n in names}
+  path = tmp_path / "model.safetensors.index.json"
+  path.write_text(json.dumps({"weight_map": index}))
+  assert archive.read(tmp_path).arrays.keys() == ARRAYS.keys()
+  path.write_text(json.dumps({"weight_map": {**index, "e": "m-2.safetensors"}}))
+  with pytest.raises(archive.ArchiveError, match="promises 'e'"):
+    archive.read(tmp_path)
+  path.write_text(json.dumps({"weight_map": {**index, "e": "../x.safetensors"}}))
+  with pytest.raises(archive.ArchiveError, match="outside its folder"):
+    archive.read(tmp_path)
+
+
+def test_npz(tmp_path):
+  arrays = {"params/a": ARRAYS["a"], "params/f": np.asfortranarray(ARRAYS["a"]), "s": ARRAYS["c"]}
+  np.savez(tmp_path / "w.npz", **arrays, brain=ARRAYS["d"].view("V2"))
+  found = archive.read(tmp_path / "w.npz")
+  assert found.format == "npz"
+  for name, array in arrays.items():
+    np.testing.assert_array_equal(found.arrays[name], array)
+  np.testing.assert_array_equal(found.arrays["brain"], ARRAYS["d"])
+  np.savez(tmp_path / "o.npz", x=np.array([{}], dtype=object))
+  with pytest.raises(archive.ArchiveError, match="holds Python objects"):
+    archive.read(tmp_path / "o.npz")
+  np.savez_compressed(tmp_path / "z.npz", x=np.zeros(10_000_000))
+  with pytest.raises(archive.ArchiveError, match="is compressed"):
+    archive.read(tmp_path / "z.npz")
+
+
+def _archive(tmp_path, data, records=None, name="w.pt", order=b"little"):
+  with zipfile.ZipFile(tmp_path / name, "w") as file:
+    file.writestr("w/data.pkl", data)
+    file.writestr("w/byteorder", order)
+    file.writestr("w/version", "3\n")
+    for key, value in (records or {}).items():
+      file.writestr(f"w/data/{key}", value)
+  return tmp_path / name
+
+
+class Evil:
+  def __init__(self, call):
+    self.call = call
+
+  def __reduce__(self):
+    return self.call
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize(
+  "call",
+  [(os.system, ("touch {0}",)), (eval, ("open('{0}', 'w')",)), (pickle.loads, (b"",))],
+)
+def test_a_pickle_that_calls_is_refused_by_name(tmp_path, call, protocol):
+  function, (word,) = call
+  word = word.format(tmp_path / "executed") if isinstance(word, str) else word
+  data = pickle.dumps({"a": Evil((function, (word,)))}, protocol)
+  wanted = function.__name__
+  with pytest.raises(archive.ArchiveError, match=rf"asks for \w+\.{wanted}, .* not executed"):
+    archive.read(_archive(tmp_path, data))
+  assert not (tmp_path / "executed").exists()
+
+
+def _tensor_pickle(offset=0, shape=(2, 3), strides=(3, 1), numel=6, kind="FloatStorage", key="0"):
+  """What torch.save writes of one tensor, its numbers chosen freely."""
+
+  def short(text):
+    return b"X" + struct.pack("<I", len(text)) + text.encode()
+
+  def number(n):
+    return b"\x8a\x09" + n.to_bytes(9, "little", signed=True)
+
+  def numbers(values):
+    return b"(" + b"".join(map(number, values)) + b"t"
+
+  storage = b"(" + short("storage") + f"ctorch\n{kind}\n".encode() + short(key) + short("cpu")
+  storage += number(numel) + b"tQ"
+  arguments = b"(" + storage + number(offset) + numbers(shape) + numbers(strides)
+  arguments += b"\x89ccollections\nOrderedDict\n)Rt"
+  rebuilt = b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"R"
+  return b"\x80\x02}" + short("w") + rebuilt + b"s."
+
+
+SIX = np.arange(6, dtype=np.float32)
+
+
+def test_the_hand_made_pickle_is_a_good_one(tmp_path):
+  found = archive.read(_archive(tmp_path, _tensor_pickle(), {"0": SIX.tobytes()}))
+  np.testing.assert_array_equal(found.arrays["w"], SIX.reshape(2, 3))
+  assert torch.equal(torch.load(tmp_path / "w.pt")["w"], torch.tensor(SIX.reshape(2, 3)))
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"offset": 1}, "reaches past its storage"),
+    ({"offset": 2**62}, "reaches past its storage"),
+    ({"offset": -1}, "are no such things"),
+    ({"shape": (2, 2**40)}, "reaches past its storage"),
+    ({"shape": (2, 2**40), "strides": (0, 0)}, "reaches past its storage"),
+    ({"strides": (-3, 1)}, "are no such things"),
+    ({"strides": (2**62, 1)}, "reaches past its storage"),
+    ({"shape": (6,)}, r"shape \(6,\) and strides \(3, 1\)"),
+    ({"numel": 2**50}, "not 1,125,899,906,842,624 numbers"),
+    ({"numel": 7}, "24 bytes, not 7 numbers"),
+    ({"key": "1"}, "missing, not 6"),
+    ({"key": "../0"}, "missing, not 6"),
+    ({"kind": "QInt8Storage"}, "QInt8Storage, which is not read"),
+    ({"kind": "DoubleStorage"}, "24 bytes, not 6 numbers of float64"),
+  ],
+)
+def test_tensors_out_of_bounds(tmp_path, changes, message):
+  path = _archive(tmp_path, _tensor_pickle(**changes), {"0": SIX.tobytes()})
+  with pytest.raises(archive.ArchiveError, match=message):
+    archive.read(path)
+
+
+def test_archives_that_are_odd(tmp_path):
+  good = _tensor_pickle()
+  records = {"0": SIX.tobytes()}
+  with pytest.raises(archive.ArchiveError, match="byte order b'big'"):
+    archive.read(_archive(tmp_path, good, records, order=b"big"))
+  path = _archive(tmp_path, good, records)
+  for size in (10, 60, 200, path.stat().st_size - 30):
+    (tmp_path / "cut.pt").write_bytes(path.read_bytes()[:size])
+    with pytest.raises(archive.ArchiveError, match=r"cut\.pt"):
+      archive.read(tmp_path / "cut.pt")
+  with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as file:
+    file.writestr("w/data.pkl", bytes(50_000_000))
+  with pytest.raises(archive.ArchiveError, match="is compressed"):
+    archive.read(tmp_path / "bomb.pt")
+  with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "a") as file:
+    file.writestr("w/data/0", SIX.tobytes())
+  with pytest.raises(archive.ArchiveError, match="there twice"):
+    archive.read(path)
+  (tmp_path / "old.pt").write_bytes(pickle.dumps({"a": 1}))
+  with pytest.raises(archive.ArchiveError, match="a bare pickle"):
+    archive.read(tmp_path / "old.pt")
+  (tmp_path / "page.pt").write_text("<html>404</html>")
+  with pytest.raises(archive.ArchiveError, match="neither a PyTorch archive"):
+    archive.read(tmp_path / "page.pt")
+  with pytest.raises(archive.ArchiveError, match="No such file"):
+    archive.read(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize(
+  ("data", "message"),
+  [
+    (b"\x80\x02i__main__\nx\n.", "the opcode INST"),
+    (b"\x80\x02\x820.", "the opcode EXT1"),
+    (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}b.", "sets the state"),
+    (b"\x80\x02(((((((", "damaged"),
+    (b"\x80\x02h\x09.", "damaged"),
+    (b"", "damaged"),
+  ],
+)
+def test_pickles_that_are_odd(data, message):
+  with pytest.raises(unpickle.PickleError, match=message):
+    unpickle.load(data)
+
+
+def test_safetensors_that_are_odd(tmp_path):
+  path, good = tmp_path / "w.safetensors", _safetensors(ARRAYS)
+  huge = struct.pack("<Q", 1 << 40) + good[8:]
+  twice = good.replace(b'"b"', b'"a"')
+  shared = good.replace(b"[24, 32]", b"[20, 28]")
+  past = good.replace(b'"shape": [2, 3]', b'"shape": [9, 3]')
+  for data, message in (
+    (huge, "claims a header of 1,099,511,627,776 bytes"),
+    (twice, "a name twice"),
+    (shared, "share bytes"),
+    (past, "'a' takes bytes 0 to 24"),
+    (good[:-1], "cut off or damaged"),
+    (good.replace(b'"F16"', b'"F99"'), "'b' is not described"),
+    (good.replace(b'"shape": [4]', b'"shape": -4 '), "'b' is not described"),
+  ):
+    path.write_bytes(data)
+    with pytest.raises(archive.ArchiveError, match=message):
+      archive.read(path)
+
+
+def samples() -> list[bytes]:
+  """One good file of each format."""
+  torch_file, npz = io.BytesIO(), io.BytesIO()
+  torch.save(_state(), torch_file)
+  np.savez(npz, **{"params/a": ARRAYS["a"], "params/b": ARRAYS["b"]})
+  return [torch_file.getvalue(), _safetensors(ARRAYS), npz.getvalue()]
+
+
+SAMPLES = samples()
+
+
+@settings(max_examples=400, deadline=1000)
+@given(st.integers(0, len(SAMPLES) - 1), st.integers(0, 2**32))
+def test_mutated_files_are_read_or_refused(tmp_path_factory, which, seed):
+  """tools/fuzz_archive.py does the same a hundred thousand times."""
+  from tools import fuzz_archive
+
+  path = tmp_path_factory.getbasetemp() / "fuzzed"
+  fuzz_archive.one(path, SAMPLES[which], random.Random(seed))
