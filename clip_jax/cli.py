@@ -1,7 +1,6 @@
 """`clip-jax VERB`: each verb a thin function over one module."""
 
 import argparse
-import functools
 import json
 import logging
 import os
@@ -14,15 +13,7 @@ from typing import Any
 import rich.console
 import rich.table
 
-_EPILOG = """\
-examples:
-  clip-jax train --config experiments/demo.py --workdir runs/demo --config.steps=500
-  clip-jax evaluate --weights runs/demo
-  clip-jax classify photo.png --labels "a cat,a dog" --weights runs/demo
-  clip-jax embed --weights runs/demo --texts "a red circle" --output texts.npy
-  clip-jax import ViT-B-32.pt weights/vit_b_32
-"""
-
+from clip_jax import cli_options
 
 _MOST_COLUMNS = 8  # of labels in a table
 
@@ -33,7 +24,7 @@ class UsageError(ValueError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs one verb. Returns: the exit code, 2 after an error that is told in one line."""
-  options, rest = _parser().parse_known_args(arguments)
+  options, rest = cli_options.parser().parse_known_args(arguments)
   overrides = [word for word in rest if word.startswith("--config.")]
   unknown = [word for word in rest if word not in overrides]
   logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -73,97 +64,6 @@ def _one_line(error: Exception) -> str:
   text = " ".join(str(error).split()) or type(error).__name__
   foreign = not type(error).__module__.startswith("clip_jax") and not isinstance(error, ValueError)
   return f"{type(error).__name__}: {text} (--debug shows where)" if foreign else text
-
-
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog="clip-jax",
-    description="CLIP in JAX: train on image-text pairs, evaluate, classify, embed.",
-    epilog=_EPILOG,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
-  verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-  add = functools.partial(verbs.add_parser, allow_abbrev=False)
-  common = argparse.ArgumentParser(add_help=False)
-  common.add_argument("--json", action="store_true", help="print JSON for programs, not a table")
-  common.add_argument("--debug", action="store_true", help="show the stack trace of an error")
-  weights = argparse.ArgumentParser(add_help=False)
-  weights.add_argument("--weights", required=True, metavar="DIR", help="a workdir with checkpoints")
-
-  train = add(
-    "train",
-    parents=[common],
-    help="train from a config file, or go on with a workdir",
-    description="Trains, evaluates and writes a report. The same command on the same workdir goes "
-    "on from its newest checkpoint. A config file is Python code and is executed.",
-  )
-  train.add_argument(
-    "--config", required=True, metavar="FILE", help="experiment file with get_config()"
-  )
-  train.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints, metrics, report")
-  train.add_argument(
-    "--accept-changes",
-    action="store_true",
-    help="go on from a checkpoint although its config or data differ from this run's",
-  )
-  train.add_argument(
-    "--config.KEY",
-    dest="_",
-    metavar="VALUE",
-    help="override a value of the config, e.g. --config.steps=100",
-  )
-
-  evaluate = add(
-    "evaluate",
-    parents=[common, weights],
-    help="run a checkpoint's evaluation tasks",
-    description="Zero-shot classification and retrieval on the tasks of the run's config.",
-  )
-  evaluate.add_argument("--report", metavar="FILE", help="also write the HTML report here")
-
-  classify = verbs.add_parser(
-    allow_abbrev=False,
-    name="classify",
-    parents=[common, weights],
-    help="zero-shot labels for images",
-  )
-  classify.add_argument("images", nargs="+", metavar="IMAGE")
-  classify.add_argument("--labels", required=True, help='comma-separated, e.g. "a cat,a dog"')
-  classify.add_argument(
-    "--template",
-    action="append",
-    metavar="TEXT",
-    help='prompt with {} for the label, may be repeated; default "{}": the labels as they are',
-  )
-
-  load = add(
-    "import",
-    parents=[common],
-    help="weights of other frameworks -> a checkpoint",
-    description="Reads OpenAI's .pt archives, open_clip's state dicts (with open_clip_config.json "
-    "beside them), Hugging Face's folders of CLIPModel and SiglipModel, and big_vision's .npz.",
-  )
-  load.add_argument("source", metavar="SOURCE", help="file or folder")
-  load.add_argument("dest", metavar="DEST", help="new folder, as --weights takes it")
-  load.add_argument(
-    "--activation",
-    choices=("quick_gelu", "gelu"),
-    help="of a state dict that does not say it (OpenAI's and DFN's: quick_gelu)",
-  )
-
-  embed = verbs.add_parser(
-    allow_abbrev=False,
-    name="embed",
-    parents=[common, weights],
-    help="embeddings of images and texts",
-  )
-  embed.add_argument("images", nargs="*", metavar="IMAGE")
-  embed.add_argument("--texts", action="append", default=[], metavar="TEXT", help="may be repeated")
-  embed.add_argument(
-    "--output", metavar="FILE.npy", help="float32 [N, E], images first, then texts"
-  )
-  return parser
 
 
 def _console(options: argparse.Namespace) -> rich.console.Console:
@@ -315,8 +215,25 @@ def _import(options: argparse.Namespace, _: Sequence[str]) -> int:
   return 0
 
 
+def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
+  from clip_jax.interop import exports, sources, verify
+
+  dest = pathlib.Path(options.dest)
+  model = sources.load(options.source, options.activation)
+  exports.export(model, dest, options.format)
+  table = rich.table.Table("read back by", "largest difference", title=str(dest))
+  found = verify.compare(model, dest, options.format)
+  for comparison in found:
+    difference = comparison.largest_difference
+    table.add_row(comparison.runtime, "not checked" if difference is None else f"{difference:.1e}")
+  read = [{"runtime": c.runtime, "largest_difference": c.largest_difference} for c in found]
+  _print(options, table, {"written": str(dest), "read_back": read})
+  return 0
+
+
 _VERBS = {
   "import": _import,
+  "export": _export,
   "train": _train,
   "evaluate": _evaluate,
   "classify": _classify,

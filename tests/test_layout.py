@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # From the bottom up; a module imports only modules of lower layers.
 LAYERS = (
-  ("config", "data.bytepairs", "data.cleaning", "data.images", "interop.layouts"),
+  ("config", "cli_options", "data.bytepairs", "data.cleaning", "data.images", "interop.layouts"),
   (
     "models.transformer",
     "models.presets",
@@ -34,8 +34,14 @@ LAYERS = (
   ),
   ("models.clip", "data.pipeline", "evaluation.prompts", "evaluation.encoding"),
   ("interop.weights", "train_step", "inference", "evaluation.zero_shot", "evaluation.retrieval"),
-  ("interop.sources", "evaluation.tasks", "evaluation.curves", "evaluation.embedding_map"),
-  ("evaluation.figures",),
+  (
+    "interop.sources",
+    "interop.exports",
+    "evaluation.tasks",
+    "evaluation.curves",
+    "evaluation.embedding_map",
+  ),
+  ("evaluation.figures", "interop.verify"),
   ("evaluation.report",),
   ("summary",),
   ("train",),
@@ -51,7 +57,7 @@ FENCES = {
   "PIL": {"data.images", "data.scenes", "evaluation.figures"},
   "tensorboardX": {"metrics"},
   "jinja2": {"evaluation.report"},
-  "argparse": {"cli"},
+  "argparse": {"cli", "cli_options"},
   "torch": set(),
   "tensorflow": set(),
 }
@@ -107,6 +113,8 @@ TESTED_WITH = {
   "data.cleaning": "tokenizer",
   "interop.layouts": "weights",
   "interop.unpickle": "archive",
+  "cli_options": "cli",
+  "interop.verify": "exports",
   "interop.naming": "weights",
   "interop.architecture": "weights",
   "models.transformer": "models",

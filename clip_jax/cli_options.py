@@ -1,0 +1,124 @@
+"""The verbs of `clip-jax` and their options, with their help."""
+
+import argparse
+import functools
+from collections.abc import Callable
+
+_EPILOG = """\
+examples:
+  clip-jax train --config experiments/demo.py --workdir runs/demo --config.steps=500
+  clip-jax evaluate --weights runs/demo
+  clip-jax classify photo.png --labels "a cat,a dog" --weights runs/demo
+  clip-jax embed --weights runs/demo --texts "a red circle" --output texts.npy
+  clip-jax import ViT-B-32.pt weights/vit_b_32
+  clip-jax export runs/demo demo_open_clip --format open_clip
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+  """Every verb with its options; `--config.KEY=VALUE` is left over for the config."""
+  top = argparse.ArgumentParser(
+    prog="clip-jax",
+    description="CLIP in JAX: train on image-text pairs, evaluate, classify, embed.",
+    epilog=_EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+  add = functools.partial(verbs.add_parser, allow_abbrev=False)
+  common = argparse.ArgumentParser(add_help=False)
+  common.add_argument("--json", action="store_true", help="print JSON for programs, not a table")
+  common.add_argument("--debug", action="store_true", help="show the stack trace of an error")
+  weights = argparse.ArgumentParser(add_help=False)
+  weights.add_argument("--weights", required=True, metavar="DIR", help="a workdir with checkpoints")
+
+  train = add(
+    "train",
+    parents=[common],
+    help="train from a config file, or go on with a workdir",
+    description="Trains, evaluates and writes a report. The same command on the same workdir goes "
+    "on from its newest checkpoint. A config file is Python code and is executed.",
+  )
+  train.add_argument(
+    "--config", required=True, metavar="FILE", help="experiment file with get_config()"
+  )
+  train.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints, metrics, report")
+  train.add_argument(
+    "--accept-changes",
+    action="store_true",
+    help="go on from a checkpoint although its config or data differ from this run's",
+  )
+  train.add_argument(
+    "--config.KEY",
+    dest="_",
+    metavar="VALUE",
+    help="override a value of the config, e.g. --config.steps=100",
+  )
+
+  evaluate = add(
+    "evaluate",
+    parents=[common, weights],
+    help="run a checkpoint's evaluation tasks",
+    description="Zero-shot classification and retrieval on the tasks of the run's config.",
+  )
+  evaluate.add_argument("--report", metavar="FILE", help="also write the HTML report here")
+
+  classify = verbs.add_parser(
+    allow_abbrev=False,
+    name="classify",
+    parents=[common, weights],
+    help="zero-shot labels for images",
+  )
+  classify.add_argument("images", nargs="+", metavar="IMAGE")
+  classify.add_argument("--labels", required=True, help='comma-separated, e.g. "a cat,a dog"')
+  classify.add_argument(
+    "--template",
+    action="append",
+    metavar="TEXT",
+    help='prompt with {} for the label, may be repeated; default "{}": the labels as they are',
+  )
+
+  _add_interop(add, common)
+  embed = verbs.add_parser(
+    allow_abbrev=False,
+    name="embed",
+    parents=[common, weights],
+    help="embeddings of images and texts",
+  )
+  embed.add_argument("images", nargs="*", metavar="IMAGE")
+  embed.add_argument("--texts", action="append", default=[], metavar="TEXT", help="may be repeated")
+  embed.add_argument(
+    "--output", metavar="FILE.npy", help="float32 [N, E], images first, then texts"
+  )
+  return top
+
+
+def _add_interop(
+  add: Callable[..., argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
+  load = add(
+    "import",
+    parents=[common],
+    help="weights of other frameworks -> a checkpoint",
+    description="Reads OpenAI's .pt archives, open_clip's state dicts (with open_clip_config.json "
+    "beside them), Hugging Face's folders of CLIPModel and SiglipModel, and big_vision's .npz.",
+  )
+  load.add_argument("source", metavar="SOURCE", help="file or folder")
+  load.add_argument("dest", metavar="DEST", help="new folder, as --weights takes it")
+  load.add_argument(
+    "--activation",
+    choices=("quick_gelu", "gelu"),
+    help="of a state dict that does not say it (OpenAI's and DFN's: quick_gelu)",
+  )
+
+  export = add(
+    "export",
+    parents=[common],
+    help="weights -> files of other frameworks",
+    description="Writes the weights for another framework, then reads them back and compares: "
+    "always with clip-jax's own reader, and with the framework itself where it is installed.",
+  )
+  export.add_argument("source", metavar="SOURCE", help="a workdir, or anything that import takes")
+  export.add_argument("dest", metavar="DEST", help="new folder; for openai a new file")
+  export.add_argument("--format", required=True, choices=("openai", "open_clip", "huggingface"))
+  export.add_argument("--activation", choices=("quick_gelu", "gelu"), help="as for import")

@@ -1,0 +1,86 @@
+"""What was written, read back by the framework it is for, where that is installed.
+
+torch, open_clip and transformers are imported here only, and only to compare.
+"""
+
+import dataclasses
+import importlib
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from clip_jax import inference
+from clip_jax.interop import sources
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """How far the other framework's embeddings are from ours, or why that is not known."""
+
+  runtime: str  # name and version, or what is missing
+  largest_difference: float | None
+
+  def __str__(self) -> str:
+    if self.largest_difference is None:
+      return f"not checked: {self.runtime}"
+    return f"{self.runtime}: embeddings differ by {self.largest_difference:.1e} at most"
+
+
+def compare(model: inference.Clip, dest: pathlib.Path, format: str) -> list[Comparison]:
+  """Reads `dest` back: always with our own reader, and with `format`'s runtime where it is.
+
+  On three random images and texts; the differences are of unit-norm embeddings.
+  """
+  rng = np.random.default_rng(0)
+  m = model.config.model
+  image_NRR3 = rng.normal(size=(3, m.image.resolution, m.image.resolution, 3)).astype(np.float32)
+  tokens_NL = rng.integers(1, m.text.vocab_size - 2, (3, m.text.context_length)).astype(np.int32)
+  tokens_NL[:, -1] = m.text.vocab_size - 1
+  ours = model.encode_image(image_NRR3), model.encode_text(tokens_NL)
+  back = sources.load(dest, m.activation if format == "openai" and dest.is_file() else None)
+  again = back.encode_image(image_NRR3), back.encode_text(tokens_NL)
+  found = [Comparison("clip_jax", _largest(ours, again))]
+  theirs = {"openai": _open_clip, "open_clip": _open_clip, "huggingface": _transformers}[format]
+  try:
+    version, embeddings = theirs(model, dest, image_NRR3, tokens_NL)
+  except ImportError as error:
+    return [*found, Comparison(f"{error.name or error} is not installed", None)]
+  return [*found, Comparison(version, _largest(ours, embeddings))]
+
+
+def _largest(a: Any, b: Any) -> float:
+  return max(float(np.abs(x - y).max()) for x, y in zip(a, b, strict=True))
+
+
+def _open_clip(
+  model: inference.Clip, dest: pathlib.Path, image_NRR3: np.ndarray, tokens_NL: np.ndarray
+) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
+  """open_clip's model of the same config, or of OpenAI's builder, with the weights of `dest`."""
+  torch, open_clip = importlib.import_module("torch"), importlib.import_module("open_clip")
+  if dest.is_file():
+    state = torch.load(dest, weights_only=True)
+    build = open_clip.model.build_model_from_openai_state_dict
+    theirs = build(dict(state), cast_dtype=torch.float32).float()
+    theirs.load_state_dict(state)  # the builder rounds to half precision
+  else:
+    theirs, _ = open_clip.create_model_from_pretrained(f"local-dir:{dest.absolute()}")
+  with torch.no_grad():
+    image = torch.tensor(image_NRR3).permute(0, 3, 1, 2)
+    embeddings = (
+      theirs.float().eval().encode_image(image, normalize=True).numpy(),
+      theirs.encode_text(torch.tensor(tokens_NL).long(), normalize=True).numpy(),
+    )
+  return f"open_clip {open_clip.__version__}", embeddings
+
+
+def _transformers(
+  model: inference.Clip, dest: pathlib.Path, image_NRR3: np.ndarray, tokens_NL: np.ndarray
+) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
+  torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
+  theirs = transformers.AutoModel.from_pretrained(dest).eval()
+  with torch.no_grad():
+    image = torch.tensor(image_NRR3).permute(0, 3, 1, 2)
+    out = theirs(pixel_values=image, input_ids=torch.tensor(tokens_NL).long())
+  embeddings = out.image_embeds.numpy(), out.text_embeds.numpy()
+  return f"transformers {transformers.__version__}", embeddings

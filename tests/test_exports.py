@@ -1,0 +1,158 @@
+"""Weights out: exact when read back, and the same embeddings in the frameworks they are for."""
+
+import copy
+import json
+
+import jax
+import numpy as np
+import open_clip_alone
+import pytest
+import test_sources
+import test_weights
+import torch
+
+from clip_jax import cli, inference
+from clip_jax import config as c
+from clip_jax.data import tokenizer as tokenizer_lib
+from clip_jax.interop import architecture, archive, exports, sources, verify, weights
+
+CONFIGS = {**test_weights.CONFIGS, "wide": test_sources.WIDE}
+
+
+def _clip(model, tokenizer=None):
+  variables = test_sources._random_variables(model)
+  if "batch_stats" in variables:
+    variables["batch_stats"] = jax.tree.map(np.abs, variables["batch_stats"])
+  config = c.Config(model=model, preprocess=c.Preprocess(mean=(0.1, 0.2, 0.3)))
+  params = jax.tree.map(jax.numpy.asarray, variables["params"])
+  return inference.Clip(config, params, tokenizer, batch_stats=variables.get("batch_stats"))
+
+
+def _same(a, b):
+  assert a.config.model == b.config.model
+  jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+  jax.tree.map(np.testing.assert_array_equal, a.batch_stats, b.batch_stats)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_open_clip_and_back_is_exact(tmp_path, name):
+  model = _clip(architecture.from_open_clip_config(CONFIGS[name]))
+  exports.export(model, tmp_path / "out", "open_clip")
+  back = sources.load(tmp_path / "out")
+  _same(back, model)
+  assert back.preprocess == model.preprocess
+  assert verify.compare(model, tmp_path / "out", "open_clip")[0].largest_difference < 1e-6
+  written = json.loads((tmp_path / "out" / "open_clip_config.json").read_text())["model_cfg"]
+  theirs = open_clip_alone.module("model").CLIP(**copy.deepcopy(written), output_dict=False)
+  arrays = archive.read(tmp_path / "out" / "open_clip_model.safetensors").arrays
+  state = {key: torch.tensor(array) for key, array in arrays.items()}
+  theirs.load_state_dict(state, strict=True)
+  test_sources._close(model, theirs.eval(), CONFIGS[name], 2e-6)
+
+
+@pytest.mark.parametrize("name", ["wide", "resnet_wide"])
+def test_openai_is_what_its_builder_takes(tmp_path, name):
+  config = CONFIGS.get(name) or {
+    **test_weights.RESNET,
+    "quick_gelu": True,
+    "text_cfg": {**test_weights.TEXT, "width": 64, "heads": 1},
+  }
+  model = _clip(architecture.from_open_clip_config(config))
+  exports.export(model, tmp_path / "out.pt", "openai")
+  state = torch.load(tmp_path / "out.pt", weights_only=True)
+  build = open_clip_alone.module("model").build_model_from_openai_state_dict
+  theirs = build(dict(state), cast_dtype=torch.float32).float()
+  theirs.load_state_dict(state)  # the builder rounds to half precision
+  test_sources._close(model, theirs, config, 2e-6)
+  assert list(tmp_path.iterdir()) == [tmp_path / "out.pt"]
+
+
+@pytest.mark.parametrize("siglip", [False, True])
+def test_hugging_face_and_back_is_exact(tmp_path, siglip):
+  if siglip:
+    model = _clip(test_weights._tiny_siglip())
+  else:
+    model = _clip(architecture.from_open_clip_config(CONFIGS["wide"]), tokenizer_lib.original())
+  exports.export(model, tmp_path / "out", "huggingface")
+  back = sources.load(tmp_path / "out")
+  _same(back, model)
+  assert back.preprocess == model.preprocess
+  assert (back.tokenizer is None) == siglip
+  own, theirs = verify.compare(model, tmp_path / "out", "huggingface")
+  assert own.largest_difference < 1e-6
+  if theirs.largest_difference is None:
+    pytest.skip(str(theirs))
+  assert theirs.largest_difference < 1e-5
+
+
+def test_hugging_face_tokenizer_files_give_the_same_tokens(tmp_path):
+  transformers = pytest.importorskip("transformers")
+  model = _clip(architecture.from_open_clip_config(CONFIGS["wide"]), tokenizer_lib.original())
+  exports.export(model, tmp_path / "out", "huggingface")
+  theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path / "out")
+  for text in ("a photo of a cat", "it's 2021, déjà vu!", "東京 🚀"):
+    assert theirs(text)["input_ids"][1:-1] == tokenizer_lib.original().encode(text)
+
+
+def _changed(model, **image):
+  import dataclasses
+
+  return dataclasses.replace(model, image=dataclasses.replace(model.image, **image))
+
+
+@pytest.mark.parametrize(
+  ("name", "format", "message"),
+  [
+    ("resnet", "huggingface", "transformers has no CLIP with a ResNet"),
+    ("vit", "openai", "knows only quick_gelu"),
+    ("vit_quick_gelu", "openai", "heads of width 64 only"),
+  ],
+)
+def test_what_a_format_does_not_hold_is_refused(tmp_path, name, format, message):
+  model = _clip(architecture.from_open_clip_config(CONFIGS[name]))
+  with pytest.raises(weights.WeightsError, match=message):
+    exports.export(model, tmp_path / "out", format)
+  assert not list(tmp_path.iterdir())
+
+
+def test_siglip_and_own_stems_are_refused():
+  siglip = test_weights._tiny_siglip()
+  for format in ("openai", "open_clip"):
+    with pytest.raises(weights.WeightsError, match="use huggingface"):
+      exports.refuse(siglip, format)
+  own = _changed(architecture.from_open_clip_config(CONFIGS["vit"]), stem="convolution")
+  for format in exports.FORMATS:
+    with pytest.raises(weights.WeightsError, match="no convolutional stem"):
+      exports.refuse(own, format)
+
+
+def test_nothing_half_written(tmp_path, monkeypatch):
+  model = _clip(architecture.from_open_clip_config(CONFIGS["vit"]))
+  (tmp_path / "file").write_text("mine")
+  with pytest.raises(weights.WeightsError, match="is there already"):
+    exports.export(model, tmp_path / "file", "open_clip")
+  with pytest.raises(weights.WeightsError, match="cannot be written"):
+    exports.export(model, tmp_path / "file" / "out", "open_clip")
+
+  def full(*_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(exports, "_json", full)
+  with pytest.raises(weights.WeightsError, match="No space left"):
+    exports.export(model, tmp_path / "out", "open_clip")
+  broken = jax.tree.map(lambda x: x, model.params) | {"log_scale": jax.numpy.float32(np.nan)}
+  model.params = broken
+  with pytest.raises(weights.WeightsError, match="NaN or infinity: params/log_scale"):
+    exports.export(model, tmp_path / "out", "open_clip")
+  assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_export_from_the_command_line(tmp_path, capsys):
+  sources.save(_clip(architecture.from_open_clip_config(CONFIGS["vit"])), tmp_path / "in")
+  words = ["export", str(tmp_path / "in"), str(tmp_path / "out"), "--format", "open_clip"]
+  assert cli.main([*words, "--json"]) == 0
+  read = json.loads(capsys.readouterr().out)["read_back"]
+  assert read[0]["runtime"] == "clip_jax"
+  assert read[0]["largest_difference"] < 1e-6
+  assert cli.main(words) == 2
+  assert "is there already" in capsys.readouterr().err
