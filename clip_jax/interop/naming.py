@@ -128,10 +128,11 @@ def huggingface(model: config_lib.Model) -> list[Weight]:
   """The names of transformers' CLIPModel, or of its SiglipModel where a probe pools the image."""
   image, text = model.image, model.text
   siglip = image.pooling == "map"
+  scalar = layouts.SCALAR_1 if siglip else layouts.SCALAR
   vision, words = "vision_model", "text_model"
   final = f"{words}.final_layer_norm"
   out = [
-    Weight(("params/log_scale",), ("logit_scale",), layouts.SCALAR),
+    Weight(("params/log_scale",), ("logit_scale",), scalar),
     Weight(
       ("params/text/token_embedding/embedding",),
       (f"{words}.embeddings.token_embedding.weight",),
@@ -172,7 +173,7 @@ def huggingface(model: config_lib.Model) -> list[Weight]:
 
 def _huggingface_siglip(model: config_lib.Model) -> Iterator[Weight]:
   heads, pool, head = model.image.heads, "params/image/pooling", "vision_model.head"
-  yield Weight(("params/logit_bias",), ("logit_bias",), layouts.SCALAR)
+  yield Weight(("params/logit_bias",), ("logit_bias",), layouts.SCALAR_1)
   yield Weight(("params/text_projection",), ("text_model.head.weight",), layouts.DENSE)
   yield Weight(("params/text_projection_bias",), ("text_model.head.bias",), layouts.SAME)
   yield Weight(
