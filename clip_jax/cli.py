@@ -195,7 +195,7 @@ def _import(options: argparse.Namespace, _: Sequence[str]) -> int:
   from clip_jax.interop import sources
   from clip_jax.models import clip
 
-  model = sources.load(options.source, options.activation)
+  model = sources.load(options.source, options.activation, options.resolution)
   sources.save(model, pathlib.Path(options.dest))
   m, p = model.config.model, model.preprocess
   tower = f"ResNet {list(m.image.blocks)}" if m.image.blocks else f"ViT of {m.image.layers} layers"

@@ -110,6 +110,13 @@ def _add_interop(
     choices=("quick_gelu", "gelu"),
     help="of a state dict that does not say it (OpenAI's and DFN's: quick_gelu)",
   )
+  load.add_argument(
+    "--resolution",
+    type=int,
+    default=0,
+    metavar="PIXELS",
+    help="resize the image positions to it, as ViT-L/14's from 224 to 336",
+  )
 
   export = add(
     "export",

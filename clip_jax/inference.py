@@ -46,16 +46,20 @@ class Clip:
   def logit_scale(self) -> float:
     return float(jnp.exp(self.params["log_scale"]))
 
-  def encode_image(self, images: Any) -> np.ndarray:
+  def encode_image(self, images: Any, resize_on_device: bool = False) -> np.ndarray:
     """Unit-norm float32 embeddings [N, E].
 
     Args: images, a sequence of paths or PIL images (or a single one), uint8 [N, H, W, 3], all of
       which are resized and cropped as the weights ask; or float32 [N, R, R, 3], taken as
-      preprocessed already.
+      preprocessed already. resize_on_device, for uint8 [N, H, W, 3]: the same pixels, without
+      Pillow, compiled once for each H and W (not for weights that ask for "squash").
     Raises: ImageError naming the image that cannot be read; ValueError on another shape or dtype.
     """
     if isinstance(images, jax.Array):
       images = np.asarray(images)
+    if resize_on_device:
+      self._check_resizable(images)
+      return self._in_chunks(_encode_image, images)
     if isinstance(images, np.ndarray) and images.ndim != 4:
       raise ValueError(f"images have shape {images.shape}; an array must be [N, height, width, 3]")
     if isinstance(images, np.ndarray) and images.dtype == np.float32:
@@ -72,6 +76,16 @@ class Clip:
         images = [images]
       ready = self._fit(images)
     return self._in_chunks(_encode_image, ready)
+
+  def _check_resizable(self, images: Any) -> None:
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
+      raise ValueError("resize_on_device takes uint8 [N, H, W, 3], images of one size")
+    if images.shape[3] != 3 or 0 in images.shape[1:]:
+      raise ValueError(f"images have shape {images.shape}, not [N, height, width, 3]")
+    if self.preprocess.resize == "squash":
+      raise ValueError(
+        "resize_on_device keeps proportions, which these weights ask not to (squash)"
+      )
 
   def encode_text(
     self, texts: str | Sequence[str] | np.ndarray | jax.Array, truncate: bool = False
@@ -151,6 +165,7 @@ class Clip:
 @functools.partial(jax.jit, static_argnums=0)
 def _encode_image(config: config_lib.Config, variables: Any, image_BRR3: jax.Array) -> Any:
   if image_BRR3.dtype == jnp.uint8:
+    image_BRR3 = images_lib.fit_on_device(image_BRR3, config.model.image.resolution)
     image_BRR3 = images_lib.normalise(image_BRR3, config.preprocess.mean, config.preprocess.std)
   return CLIP(config.model).apply(variables, image_BRR3, method="encode_image")
 

@@ -7,6 +7,7 @@ import pickle
 import struct
 import zlib
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -223,6 +224,26 @@ def test_a_thin_image_keeps_its_central_square(size):
 def test_a_thin_image_does_not_fill_the_memory():
   rng = np.random.default_rng(5)
   assert images.fit(Image.new("RGB", (1, 20_000)), 336, 384, rng).shape == (336, 336, 3)
+
+
+@pytest.mark.parametrize(
+  "size",  # height, width
+  [
+    (48, 64), (33, 50), (10, 4), (25, 24), (24, 24), (100, 30), (90, 31), (60, 30), (300, 200),
+    (7, 40), (40, 7), (200, 3), (3, 200), (51, 53), (150, 151),
+  ],
+)  # fmt: skip
+@pytest.mark.parametrize("resolution", [24, 25])
+def test_the_devices_resize_is_pillows(size, resolution):
+  """Every pixel, on noise and on hard edges, whose overshoot is cut between rows and columns."""
+  rng = np.random.default_rng(6)
+  noise = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
+  blocks = rng.integers(0, 2, (*size, 3)).repeat(3, 0).repeat(3, 1)[: size[0], : size[1]]
+  pixels = np.stack([noise, (255 * blocks).astype(np.uint8)])
+  got = jax.jit(images.fit_on_device, static_argnums=1)(pixels, resolution)
+  assert got.dtype == np.uint8
+  expected = [images.fit(Image.fromarray(image), resolution) for image in pixels]
+  np.testing.assert_array_equal(got, np.stack(expected))
 
 
 def test_normalise_equals_pytorch():

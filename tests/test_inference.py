@@ -99,6 +99,16 @@ def test_larger_images_are_resized_and_cropped(model):
   assert model.encode_image(_pixels(2, 40, 25)).shape == (2, 12)
 
 
+def test_images_resized_on_the_device_give_the_same(model):
+  pixels = _pixels(3, 40, 25)
+  got = model.encode_image(pixels, resize_on_device=True)
+  np.testing.assert_allclose(got, model.encode_image(pixels), atol=1e-6)
+  with pytest.raises(ValueError, match="takes uint8"):
+    model.encode_image([pixels[0]], resize_on_device=True)
+  with pytest.raises(ValueError, match="not \\[N, height, width, 3"):
+    model.encode_image(np.zeros((1, 9, 9, 4), np.uint8), resize_on_device=True)
+
+
 def test_tokens_and_strings_agree(model):
   texts = ["a red circle", "two green rings"]
   tokens = model.tokenizer(texts, 8)

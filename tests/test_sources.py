@@ -203,6 +203,43 @@ def test_import_from_the_command_line(tmp_path, capsys):
   assert "is there already" in capsys.readouterr().err
 
 
+def _at_other_resolution(config, side):
+  """open_clip's model of the config for images of another size, positions resized by open_clip."""
+  torch_model = _torch_model(config)
+  vision = {**config["vision_cfg"], "image_size": side}
+  resized, state = _torch_model({**config, "vision_cfg": vision}), torch_model.state_dict()
+  if "patch_size" in vision:
+    open_clip_alone.module("model").resize_pos_embed(state, resized)
+  else:  # which it leaves out for a ResNet
+    name = "visual.attnpool.positional_embedding"
+    first, grid = state[name][:1], state[name][1:].reshape(1, 3, 3, -1).permute(0, 3, 1, 2)
+    sides = (side // 32, side // 32)
+    grid = torch.nn.functional.interpolate(grid, sides, mode="bicubic", antialias=True)
+    state[name] = torch.cat([first, grid.flatten(2)[0].T])
+  resized.load_state_dict(state)
+  return torch_model, resized
+
+
+@pytest.mark.parametrize(
+  ("config", "side"), [(WIDE, 56), (WIDE, 24), (test_weights.CONFIGS["resnet"], 128)]
+)
+def test_another_resolution_is_open_clips(tmp_path, capsys, config, side):
+  torch_model, expected = _at_other_resolution(config, side)
+  (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+  torch.save(torch_model.state_dict(), tmp_path / "w.pt")
+  out = str(tmp_path / "out")
+  assert cli.main(["import", str(tmp_path / "w.pt"), out, "--resolution", str(side)]) == 0
+  model = clip_jax.load(out)
+  assert model.resolution == side
+  vision = {**config["vision_cfg"], "image_size": side}
+  _close(model, expected, {**config, "vision_cfg": vision}, 5e-6)
+  capsys.readouterr()
+  words = ["import", str(tmp_path / "w.pt"), str(tmp_path / "b"), "--resolution", str(side + 1)]
+  assert cli.main(words) == 2
+  assert "must be a multiple of" in capsys.readouterr().err
+  assert not (tmp_path / "b").exists()
+
+
 def test_sources_that_are_no_weights(tmp_path):
   (tmp_path / "folder").mkdir()
   with pytest.raises(weights.WeightsError, match=r"a folder without config\.json"):

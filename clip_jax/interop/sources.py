@@ -21,6 +21,7 @@ from clip_jax import config as config_lib
 from clip_jax.data import tokenizer as tokenizer_lib
 from clip_jax.interop import architecture, archive, naming, weights
 from clip_jax.interop.architecture import WeightsError
+from clip_jax.models import resize
 
 # sha256 of the nine released files, by name. Source: openai/CLIP clip.py (parts of addresses).
 RELEASED = {
@@ -49,13 +50,29 @@ class Found:
   tokenizer: str  # "original", or "none": not in clip_jax
 
 
-def load(path: str | pathlib.Path, activation: str | None = None) -> inference.Clip:
+def load(
+  path: str | pathlib.Path, activation: str | None = None, resolution: int = 0
+) -> inference.Clip:
   """Weights of any format that clip_jax reads, in float32.
 
-  Args: activation, "quick_gelu" or "gelu", for a state dict that does not say it.
+  Args: activation, "quick_gelu" or "gelu", for a state dict that does not say it; resolution, in
+    pixels, for images of another size than the weights were trained on (their positional
+    embeddings are resized; 0: as they are).
   Raises: WeightsError, ArchiveError or CheckpointError: one line with the file and what to do.
   """
   path = pathlib.Path(path)
+  model = _load(path, activation)
+  if resolution in (0, model.resolution):
+    return model
+  try:
+    params, resized = resize.at_resolution(model.params, model.config.model, resolution)
+  except ValueError as error:
+    raise WeightsError(f"{path}: {error}") from error
+  config = dataclasses.replace(model.config, model=resized)
+  return inference.Clip(config, params, model.tokenizer, model.step, model.batch_stats)
+
+
+def _load(path: pathlib.Path, activation: str | None) -> inference.Clip:
   if (path / "checkpoints").is_dir() or not path.exists():
     return inference.load(path)
   try:

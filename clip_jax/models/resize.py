@@ -1,7 +1,48 @@
-"""Positional embeddings for another resolution."""
+"""Weights for another resolution than the one they were trained at."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from clip_jax.config import Model
+
+
+def at_resolution(
+  params: Mapping[str, Any], model: Model, resolution: int
+) -> tuple[dict[str, Any], Model]:
+  """The same CLIP for square images of `resolution` pixels: its image positions resized.
+
+  Raises: ValueError when the patch (of a ResNet, the 32 pixels of a last position) does not divide
+    the resolution.
+  """
+  image = model.image
+  if resolution < 1 or resolution % image.patch:
+    raise ValueError(
+      f"resolution {resolution}: must be a multiple of {image.patch}, the pixels that one position "
+      "of the image encoder covers"
+    )
+  old, new = image.resolution // image.patch, resolution // image.patch
+  where = ("image", "attention_pool") if image.blocks else ("image",)
+  resized = _replaced(params, (*where, "positional_embedding"), old, new, image.pooling == "class")
+  return resized, dataclasses.replace(
+    model, image=dataclasses.replace(image, resolution=resolution)
+  )
+
+
+def _replaced(
+  tree: Mapping[str, Any], path: tuple[str, ...], old: int, new: int, class_token: bool
+) -> dict[str, Any]:
+  """The same nested dict with the embedding at `path` resized."""
+  first, *rest = path
+  inner = tree[first]
+  if rest:
+    changed: Any = _replaced(inner, tuple(rest), old, new, class_token)
+  else:
+    changed = resize_positions(jnp.asarray(inner), (old, old), (new, new), class_token)
+  return {**tree, first: changed}
 
 
 def resize_positions(
