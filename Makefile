@@ -6,15 +6,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 WORKDIR ?= runs/demo
 
-# PyTorch and open_clip are oracles of the tests; nothing else uses them.
+# PyTorch and open_clip are oracles of the tests, transformers of test-interop; nothing else uses
+# them.
 ORACLES := torch==2.13.0
 ORACLES_ALONE := open_clip_torch==3.3.0
 
-.PHONY: help install demo test lint types tests bench prepare lock clean
+.PHONY: help install demo test lint types tests test-interop bench prepare lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed ## create the environment with the exact versions of requirements.lock
 
@@ -30,7 +31,10 @@ types: $(VENV)/test-installed ## mypy
 	$(BIN)/mypy
 
 tests: $(VENV)/test-installed ## pytest
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/interop
+
+test-interop: $(VENV)/interop-installed ## weights in and out, and training, against the originals (3 minutes)
+	$(BIN)/python -m pytest --capture no tests/interop
 
 bench: $(VENV)/test-installed ## speed of the demo's step, the pipeline and the tokenizer
 	$(BIN)/python tools/bench/tokenizer.py
@@ -48,6 +52,9 @@ lock: $(VENV)/test-installed ## write the lock files anew from setup.cfg
 	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --no-annotate --no-header --strip-extras --constraint requirements.lock \
 	  --output-file requirements-test.lock requirements-test.in
+	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --no-annotate --no-header --strip-extras --constraint requirements.lock \
+	  --constraint requirements-test.lock --output-file requirements-interop.lock requirements-interop.in
 
 clean: ## remove the environment and the caches, not the runs
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -68,4 +75,8 @@ $(VENV)/test-installed: requirements-test.lock $(VENV)/installed
 	$(PIP) install --require-hashes --requirement requirements-test.lock
 	$(PIP) install $(ORACLES)
 	$(PIP) install --no-deps $(ORACLES_ALONE)
+	@touch $@
+
+$(VENV)/interop-installed: requirements-interop.lock $(VENV)/test-installed
+	$(PIP) install --require-hashes --requirement requirements-interop.lock
 	@touch $@

@@ -80,18 +80,10 @@ def test_hugging_face_and_back_is_exact(tmp_path, siglip):
   assert (back.tokenizer is None) == siglip
   own, theirs = verify.compare(model, tmp_path / "out", "huggingface")
   assert own.largest_difference < 1e-6
-  if theirs.largest_difference is None:
-    pytest.skip(str(theirs))
-  assert theirs.largest_difference < 1e-5
-
-
-def test_hugging_face_tokenizer_files_give_the_same_tokens(tmp_path):
-  transformers = pytest.importorskip("transformers")
-  model = _clip(architecture.from_open_clip_config(CONFIGS["wide"]), tokenizer_lib.original())
-  exports.export(model, tmp_path / "out", "huggingface")
-  theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path / "out")
-  for text in ("a photo of a cat", "it's 2021, déjà vu!", "東京 🚀"):
-    assert theirs(text)["input_ids"][1:-1] == tokenizer_lib.original().encode(text)
+  if theirs.largest_difference is None:  # tests/interop has transformers
+    assert "transformers is not installed" in str(theirs)
+  else:
+    assert theirs.largest_difference < 1e-5
 
 
 def _changed(model, **image):

@@ -48,18 +48,6 @@ def test_equals_the_golden_outputs():
   _assert_equal_to(expected, TINY, _params(), *golden_siglip.random_inputs(TINY, seed=1))
 
 
-@pytest.mark.filterwarnings("default")  # theirs to keep
-@pytest.mark.parametrize("exact_patches", [False, True])
-def test_equals_hugging_face(exact_patches):
-  pytest.importorskip("transformers")
-  image = dataclasses.replace(TINY.image, resolution=32) if exact_patches else TINY.image
-  model = dataclasses.replace(TINY, image=image)
-  params = golden_siglip.random_params(model, seed=2)
-  inputs = golden_siglip.random_inputs(model, seed=3, batch=5)
-  expected = golden_siglip.hugging_face_outputs(model, params, *inputs)
-  _assert_equal_to(expected, model, params, *inputs)
-
-
 @pytest.mark.parametrize("change", [{"activation": "gelu"}, {"norm_epsilon": 1e-5}])
 def test_the_golden_outputs_tell_the_options_apart(change):
   golden = json.loads(golden_siglip.PATH.read_text())

@@ -33,10 +33,9 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
-def theirs(request):
+def randomised(config):
   """open_clip's model of a config, all its weights, biases and statistics at random."""
-  config = CONFIGS[request.param]
+  torch.manual_seed(2)
   generator = torch.Generator().manual_seed(3)
   model = open_clip_alone.module("model").CLIP(**copy.deepcopy(config), output_dict=False)
   with torch.no_grad():
@@ -49,7 +48,13 @@ def theirs(request):
           value.copy_(noise * value[0].numel() ** -0.5)
         else:
           value.copy_(value + 0.2 * noise)
-  return config, model.eval()
+  return model.eval()
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def theirs(request):
+  config = CONFIGS[request.param]
+  return config, randomised(config)
 
 
 def _arrays(model):
