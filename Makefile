@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 WORKDIR ?= runs/demo
 
-# PyTorch and open_clip are oracles of the tests, transformers of test-interop; nothing else uses
-# them.
+# PyTorch and open_clip are oracles of the tests; nothing else uses them.
 ORACLES := torch==2.13.0
 ORACLES_ALONE := open_clip_torch==3.3.0
+# Without its dependencies, among which is an older Orbax than this project's.
+JAX2ONNX := jax2onnx==0.17.1
 
 .PHONY: help install demo test lint types tests test-interop bench prepare lock clean
 .DEFAULT_GOAL := help
@@ -54,7 +55,7 @@ lock: $(VENV)/test-installed ## write the lock files anew from setup.cfg
 	  --output-file requirements-test.lock requirements-test.in
 	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --no-annotate --no-header --strip-extras --constraint requirements.lock \
-	  --constraint requirements-test.lock --output-file requirements-interop.lock requirements-interop.in
+	  --allow-unsafe --constraint requirements-test.lock --output-file requirements-interop.lock requirements-interop.in
 
 clean: ## remove the environment and the caches, not the runs
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -79,4 +80,5 @@ $(VENV)/test-installed: requirements-test.lock $(VENV)/installed
 
 $(VENV)/interop-installed: requirements-interop.lock $(VENV)/test-installed
 	$(PIP) install --require-hashes --requirement requirements-interop.lock
+	$(PIP) install --no-deps $(JAX2ONNX)
 	@touch $@

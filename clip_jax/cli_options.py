@@ -4,6 +4,9 @@ import argparse
 import functools
 from collections.abc import Callable
 
+# As in interop/exports.py, which is not imported for a word of help.
+FORMATS = ("openai", "open_clip", "huggingface", "onnx", "stablehlo", "savedmodel")
+
 _EPILOG = """\
 examples:
   clip-jax train --config experiments/demo.py --workdir runs/demo --config.steps=500
@@ -127,5 +130,5 @@ def _add_interop(
   )
   export.add_argument("source", metavar="SOURCE", help="a workdir, or anything that import takes")
   export.add_argument("dest", metavar="DEST", help="new folder; for openai a new file")
-  export.add_argument("--format", required=True, choices=("openai", "open_clip", "huggingface"))
+  export.add_argument("--format", required=True, choices=FORMATS)
   export.add_argument("--activation", choices=("quick_gelu", "gelu"), help="as for import")

@@ -46,6 +46,12 @@ class Clip:
   def logit_scale(self) -> float:
     return float(jnp.exp(self.params["log_scale"]))
 
+  @property
+  def variables(self) -> dict[str, Any]:
+    """What `CLIP.apply` takes: "params", and "batch_stats" where the model has any."""
+    out = {"params": self.params}
+    return {**out, "batch_stats": self.batch_stats} if self.batch_stats else out
+
   def encode_image(self, images: Any, resize_on_device: bool = False) -> np.ndarray:
     """Unit-norm float32 embeddings [N, E].
 
@@ -144,12 +150,11 @@ class Clip:
   def _in_chunks(self, encode: Any, inputs: np.ndarray) -> np.ndarray:
     """Runs `encode` on padded chunks of a few fixed sizes, so that it compiles a few times only."""
     out = [np.zeros((0, self.config.model.embed_dim), np.float32)]
-    variables = {"params": self.params, "batch_stats": self.batch_stats}
     for start in range(0, len(inputs), _CHUNK):
       chunk = inputs[start : start + _CHUNK]
       size = min(_CHUNK, 1 << (len(chunk) - 1).bit_length())
       padded = np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk), axis=0)])
-      embeddings_NE = encode(self.config, variables, self._on_devices(padded))
+      embeddings_NE = encode(self.config, self.variables, self._on_devices(padded))
       out.append(np.asarray(embeddings_NE)[: len(chunk)])
     return np.concatenate(out)
 

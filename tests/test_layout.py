@@ -9,7 +9,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # From the bottom up; a module imports only modules of lower layers.
 LAYERS = (
-  ("config", "cli_options", "data.bytepairs", "data.cleaning", "data.images", "interop.layouts"),
+  (
+    "config",
+    "cli_options",
+    "data.bytepairs",
+    "data.cleaning",
+    "data.images",
+    "interop.layouts",
+    "interop.writers",
+  ),
   (
     "models.transformer",
     "models.presets",
@@ -34,6 +42,7 @@ LAYERS = (
   ),
   ("models.clip", "data.pipeline", "evaluation.prompts", "evaluation.encoding"),
   ("interop.weights", "train_step", "inference", "evaluation.zero_shot", "evaluation.retrieval"),
+  ("interop.graphs",),
   (
     "interop.sources",
     "interop.exports",

@@ -1,17 +1,15 @@
 """Our weights -> the files of other frameworks, written whole or not at all.
 
 `export` writes `openai` (a state dict in a .pt file), `open_clip` or `huggingface` (folders), and
-needs nothing of those frameworks; `verify.py` compares the result where they are installed.
+needs nothing of those frameworks; graphs (onnx, stablehlo, savedmodel) are graphs.py's.
+`verify.py` compares the result where its framework is installed.
 """
 
-import json
 import math
 import pathlib
 import shutil
-import struct
 import tempfile
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,10 +17,10 @@ import numpy as np
 from clip_jax import inference
 from clip_jax.config import Model
 from clip_jax.data import bytepairs
-from clip_jax.interop import naming, weights
+from clip_jax.interop import graphs, naming, weights, writers
 from clip_jax.interop.architecture import WeightsError
 
-FORMATS = ("openai", "open_clip", "huggingface")
+FORMATS = ("openai", "open_clip", "huggingface", *graphs.FORMATS)
 
 
 def export(model: inference.Clip, dest: pathlib.Path, format: str) -> None:
@@ -34,11 +32,6 @@ def export(model: inference.Clip, dest: pathlib.Path, format: str) -> None:
   refuse(model.config.model, format)
   if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
     raise WeightsError(f"{dest}: is there already; give a new name")
-  table = (naming.huggingface if format == "huggingface" else naming.openai)(model.config.model)
-  variables = {"params": model.params}
-  if model.batch_stats:
-    variables["batch_stats"] = model.batch_stats
-  arrays = weights.to_theirs(variables, table)
   try:
     dest.parent.mkdir(parents=True, exist_ok=True)
     unfinished = pathlib.Path(tempfile.mkdtemp(prefix=f".{dest.name}.", dir=dest.parent))
@@ -46,13 +39,18 @@ def export(model: inference.Clip, dest: pathlib.Path, format: str) -> None:
     raise WeightsError(f"{dest}: cannot be written ({error.strerror})") from error
   try:
     if format == "openai":
-      torch_archive(unfinished / dest.name, {**arrays, **_counts(arrays)})
+      arrays = _arrays(model, naming.openai)
+      writers.torch_archive(unfinished / dest.name, {**arrays, **_counts(arrays)})
       (unfinished / dest.name).rename(dest)
       return
     if format == "open_clip":
-      _open_clip(model, arrays, unfinished)
+      _open_clip(model, _arrays(model, naming.openai), unfinished)
+    elif format == "huggingface":
+      _huggingface(model, _arrays(model, naming.huggingface), unfinished)
+      _inputs_files(model, unfinished)
     else:
-      _huggingface(model, arrays, unfinished)
+      graphs.write(model, unfinished, format)
+      _inputs_files(model, unfinished)
     unfinished.chmod(0o755)
     unfinished.rename(dest)
   except OSError as error:
@@ -61,8 +59,17 @@ def export(model: inference.Clip, dest: pathlib.Path, format: str) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def _arrays(
+  model: inference.Clip, naming_of: Callable[[Model], list[naming.Weight]]
+) -> dict[str, np.ndarray]:
+  return weights.to_theirs(model.variables, naming_of(model.config.model))
+
+
 def refuse(model: Model, format: str) -> None:
   """Raises: WeightsError when `format` cannot hold the model, with the reason."""
+  if format in graphs.FORMATS:
+    graphs.check(format)
+    return
   image, siglip = model.image, model.image.pooling == "map"
   if image.stem != "patch":
     raise WeightsError(f"{format}: has no convolutional stem (config.model.image.stem)")
@@ -126,8 +133,8 @@ def _open_clip(model: inference.Clip, arrays: dict[str, np.ndarray], folder: pat
       "resize_mode": p.resize,
     },
   }
-  safetensors(folder / "open_clip_model.safetensors", {**arrays, **_counts(arrays)})
-  _json(folder / "open_clip_config.json", config)
+  writers.safetensors(folder / "open_clip_model.safetensors", {**arrays, **_counts(arrays)})
+  writers.json_file(folder / "open_clip_config.json", config)
 
 
 def _mlp_ratio(width: int, mlp_width: int) -> dict[str, float]:
@@ -144,7 +151,7 @@ _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_p
 def _huggingface(
   model: inference.Clip, arrays: dict[str, np.ndarray], folder: pathlib.Path
 ) -> None:
-  m, p = model.config.model, model.preprocess
+  m = model.config.model
   siglip, side = m.image.pooling == "map", m.image.resolution
   shared = {"hidden_act": _ACTIVATIONS[m.activation], "layer_norm_eps": m.norm_epsilon}
   text = {**shared, **_tower(m.text), "vocab_size": m.text.vocab_size}
@@ -166,6 +173,14 @@ def _huggingface(
   }
   if not siglip:
     config["projection_dim"] = m.embed_dim
+  writers.safetensors(folder / "model.safetensors", arrays)
+  writers.json_file(folder / "config.json", config)
+
+
+def _inputs_files(model: inference.Clip, folder: pathlib.Path) -> None:
+  """What transformers' processors read: how pixels and tokens are made."""
+  p, side = model.preprocess, model.config.model.image.resolution
+  kind = "Siglip" if model.config.model.image.pooling == "map" else "CLIP"
   size: dict[str, Any] = {"height": side, "width": side}
   processor = {
     "image_processor_type": f"{kind}ImageProcessor",
@@ -182,9 +197,7 @@ def _huggingface(
     "image_mean": list(p.mean),
     "image_std": list(p.std),
   }
-  safetensors(folder / "model.safetensors", arrays)
-  _json(folder / "config.json", config)
-  _json(folder / "preprocessor_config.json", processor)
+  writers.json_file(folder / "preprocessor_config.json", processor)
   if model.tokenizer is not None:
     _tokenizer_files(model, folder)
 
@@ -202,73 +215,12 @@ def _tokenizer_files(model: inference.Clip, folder: pathlib.Path) -> None:
   """What transformers' CLIPTokenizer reads; its two special tokens have names of their own."""
   assert model.tokenizer is not None
   symbols = [*bytepairs.symbol_table(model.tokenizer.merges), "<|startoftext|>", "<|endoftext|>"]
-  _json(folder / "vocab.json", {symbol: index for index, symbol in enumerate(symbols)})
+  writers.json_file(folder / "vocab.json", {symbol: index for index, symbol in enumerate(symbols)})
   lines = ["#version: 0.2", *(" ".join(pair) for pair in model.tokenizer.merges)]
   (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
   special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
   special |= {"unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
-  _json(folder / "special_tokens_map.json", special)
+  writers.json_file(folder / "special_tokens_map.json", special)
   length = model.config.model.text.context_length
   more = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, "do_lower_case": True}
-  _json(folder / "tokenizer_config.json", {**special, **more})
-
-
-def _json(path: pathlib.Path, value: Any) -> None:
-  path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-  """One file: the length of a JSON header, the header, the bytes in its order."""
-  names = {"float32": "F32", "int64": "I64"}
-  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-  end = 0
-  for name, array in arrays.items():
-    start, end = end, end + array.nbytes
-    header[name] = {
-      "dtype": names[array.dtype.name],
-      "shape": list(array.shape),
-      "data_offsets": [start, end],
-    }
-  text = json.dumps(header).encode()
-  text += b" " * (-len(text) % 8)
-  with path.open("wb") as file:
-    file.write(struct.pack("<Q", len(text)) + text)
-    for array in arrays.values():
-      file.write(array.reshape(-1).view(np.uint8).data)
-
-
-def torch_archive(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-  """What `torch.load` reads as a dict of tensors: a zip of a pickle and the storages."""
-  root, entries = path.stem, []
-  with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-    for key, (name, array) in enumerate(arrays.items()):
-      entries.append(_string(name) + _tensor(array, str(key)))
-    pickle = b"\x80\x02}(" + b"".join(entries) + b"u."  # protocol 2, {, the items, }, stop
-    archive.writestr(f"{root}/data.pkl", pickle)
-    archive.writestr(f"{root}/byteorder", "little")
-    for key, array in enumerate(arrays.values()):
-      with archive.open(f"{root}/data/{key}", "w", force_zip64=True) as file:
-        file.write(array.reshape(-1).view(np.uint8).data)
-    archive.writestr(f"{root}/version", "3\n")
-
-
-def _tensor(array: np.ndarray, key: str) -> bytes:
-  """The opcodes of a call of `_rebuild_tensor_v2` on a storage of its own, rows first."""
-  kind = {"float32": b"FloatStorage", "int64": b"LongStorage"}[array.dtype.name]
-  storage = b"(" + _string("storage") + b"ctorch\n" + kind + b"\n" + _string(key)
-  storage += _string("cpu") + _number(array.size) + b"tQ"
-  strides = [math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim)]
-  shape = b"(" + b"".join(map(_number, array.shape)) + b"t"
-  layout = shape + b"(" + b"".join(map(_number, strides)) + b"t"
-  hooks = b"ccollections\nOrderedDict\n)R"
-  call = b"ctorch._utils\n_rebuild_tensor_v2\n("
-  return call + storage + _number(0) + layout + b"\x89" + hooks + b"tR"
-
-
-def _string(text: str) -> bytes:
-  data = text.encode()
-  return b"X" + struct.pack("<I", len(data)) + data
-
-
-def _number(n: int) -> bytes:
-  return b"\x8a\x08" + struct.pack("<q", n)
+  writers.json_file(folder / "tokenizer_config.json", {**special, **more})

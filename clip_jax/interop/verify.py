@@ -8,10 +8,12 @@ import importlib
 import pathlib
 from typing import Any
 
+import jax
+import jax.export
 import numpy as np
 
 from clip_jax import inference
-from clip_jax.interop import sources
+from clip_jax.interop import archive, graphs, sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +40,13 @@ def compare(model: inference.Clip, dest: pathlib.Path, format: str) -> list[Comp
   tokens_NL = rng.integers(1, m.text.vocab_size - 2, (3, m.text.context_length)).astype(np.int32)
   tokens_NL[:, -1] = m.text.vocab_size - 1
   ours = model.encode_image(image_NRR3), model.encode_text(tokens_NL)
-  back = sources.load(dest, m.activation if format == "openai" and dest.is_file() else None)
-  again = back.encode_image(image_NRR3), back.encode_text(tokens_NL)
-  found = [Comparison("clip_jax", _largest(ours, again))]
-  theirs = {"openai": _open_clip, "open_clip": _open_clip, "huggingface": _transformers}[format]
+  found = []
+  if format not in graphs.FORMATS:
+    back = sources.load(dest, m.activation if format == "openai" and dest.is_file() else None)
+    again = back.encode_image(image_NRR3), back.encode_text(tokens_NL)
+    found.append(Comparison("clip_jax", _largest(ours, again)))
   try:
-    version, embeddings = theirs(model, dest, image_NRR3, tokens_NL)
+    version, embeddings = _RUNTIMES[format](dest, image_NRR3, tokens_NL)
   except ImportError as error:
     return [*found, Comparison(f"{error.name or error} is not installed", None)]
   return [*found, Comparison(version, _largest(ours, embeddings))]
@@ -54,7 +57,7 @@ def _largest(a: Any, b: Any) -> float:
 
 
 def _open_clip(
-  model: inference.Clip, dest: pathlib.Path, image_NRR3: np.ndarray, tokens_NL: np.ndarray
+  dest: pathlib.Path, image_NRR3: np.ndarray, tokens_NL: np.ndarray
 ) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
   """open_clip's model of the same config, or of OpenAI's builder, with the weights of `dest`."""
   torch, open_clip = importlib.import_module("torch"), importlib.import_module("open_clip")
@@ -75,7 +78,7 @@ def _open_clip(
 
 
 def _transformers(
-  model: inference.Clip, dest: pathlib.Path, image_NRR3: np.ndarray, tokens_NL: np.ndarray
+  dest: pathlib.Path, image_NRR3: np.ndarray, tokens_NL: np.ndarray
 ) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
   torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
   theirs = transformers.AutoModel.from_pretrained(dest).eval()
@@ -84,3 +87,65 @@ def _transformers(
     out = theirs(pixel_values=image, input_ids=torch.tensor(tokens_NL).long())
   embeddings = out.image_embeds.numpy(), out.text_embeds.numpy()
   return f"transformers {transformers.__version__}", embeddings
+
+
+def _onnxruntime(
+  dest: pathlib.Path, image_NRR3: np.ndarray, tokens_NL: np.ndarray
+) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
+  runtime = importlib.import_module("onnxruntime")
+  inputs = {"pixel_values": image_NRR3.transpose(0, 3, 1, 2).copy(), "input_ids": tokens_NL}
+
+  def run(graph: str, names: list[str]) -> list[np.ndarray]:
+    path = str(dest / f"{graph}.onnx")
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {name: inputs[name] for name in names})
+
+  (image_NE,), (text_NE,) = (
+    run("image_encoder", ["pixel_values"]),
+    run("text_encoder", ["input_ids"]),
+  )
+  both = run("clip", ["pixel_values", "input_ids"])
+  return f"onnxruntime {runtime.__version__}", _agreeing(image_NE, text_NE, both[0], both[1])
+
+
+def _jax_export(
+  dest: pathlib.Path, image_NRR3: np.ndarray, tokens_NL: np.ndarray
+) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
+  arrays = archive.read(dest / "weights.safetensors").arrays
+
+  def run(graph: str, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+    exported = jax.export.deserialize(bytearray((dest / f"{graph}.stablehlo").read_bytes()))
+    return tuple(np.asarray(x) for x in exported.call(dict(arrays), *inputs))
+
+  (image_NE,), (text_NE,) = run("image_encoder", image_NRR3), run("text_encoder", tokens_NL)
+  both = run("clip", image_NRR3, tokens_NL)
+  return f"jax.export {jax.__version__}", _agreeing(image_NE, text_NE, both[0], both[1])
+
+
+def _tensorflow(
+  dest: pathlib.Path, image_NRR3: np.ndarray, tokens_NL: np.ndarray
+) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
+  tf = importlib.import_module("tensorflow")
+  signatures = tf.saved_model.load(str(dest)).signatures
+  image = signatures["image_encoder"](pixel_values=tf.constant(image_NRR3))["image_embeds"].numpy()
+  text = signatures["text_encoder"](input_ids=tf.constant(tokens_NL))["text_embeds"].numpy()
+  both = signatures["clip"](pixel_values=tf.constant(image_NRR3), input_ids=tf.constant(tokens_NL))
+  embeddings = both["image_embeds"].numpy(), both["text_embeds"].numpy()
+  return f"tensorflow {tf.__version__}", _agreeing(image, text, *embeddings)
+
+
+def _agreeing(
+  image_NE: np.ndarray, text_NE: np.ndarray, image_too: np.ndarray, text_too: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Both encoders' embeddings; the whole model's where those are further from each other."""
+  return np.stack([image_NE, image_too]), np.stack([text_NE, text_too])
+
+
+_RUNTIMES = {
+  "openai": _open_clip,
+  "open_clip": _open_clip,
+  "huggingface": _transformers,
+  "onnx": _onnxruntime,
+  "stablehlo": _jax_export,
+  "savedmodel": _tensorflow,
+}

@@ -41,7 +41,7 @@ def to_ours(
   Raises: WeightsError naming every array that is missing, surplus, of another shape or dtype, or
     not finite.
   """
-  shapes = _flat(abstract_variables(model))
+  shapes = flat(abstract_variables(model))
   out = {path: np.empty(leaf.shape, np.float32) for path, leaf in shapes.items()}
   filled: set[str] = set()
   used: set[str] = set()
@@ -62,7 +62,7 @@ def to_ours(
     rest = len(problems) - _MOST_PROBLEMS
     more = f"; and {rest} more" if rest > 0 else ""
     raise WeightsError("; ".join(problems[:_MOST_PROBLEMS]) + more)
-  return _nested(out)
+  return nested(out)
 
 
 def _fill(out: dict[str, np.ndarray], weight: Weight, theirs: list[np.ndarray]) -> list[str]:
@@ -93,13 +93,10 @@ def _fill(out: dict[str, np.ndarray], weight: Weight, theirs: list[np.ndarray]) 
 
 def to_theirs(variables: Mapping[str, Any], table: Sequence[Weight]) -> dict[str, np.ndarray]:
   """Our variables -> their arrays, contiguous float32. Raises: WeightsError on NaN or infinity."""
-  flat = {path: np.asarray(leaf) for path, leaf in _flat(variables).items()}
-  bad = [path for path, leaf in flat.items() if not np.isfinite(leaf).all()]
-  if bad:
-    raise WeightsError(f"these weights hold NaN or infinity: {', '.join(bad[:_MOST_PROBLEMS])}")
+  leaves = finite(variables)
   out: dict[str, np.ndarray] = {}
   for weight in table:
-    ours = [flat[path] for path in weight.ours]
+    ours = [leaves[path] for path in weight.ours]
     if weight.layer is not None:
       ours = [array[weight.layer] for array in ours]
     theirs = weight.layout.to_theirs(ours)
@@ -108,14 +105,25 @@ def to_theirs(variables: Mapping[str, Any], table: Sequence[Weight]) -> dict[str
   return out
 
 
-def _flat(tree: Any) -> dict[str, Any]:
+def finite(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Our leaves by path, on the host. Raises: WeightsError on NaN or infinity."""
+  leaves = {path: np.asarray(leaf) for path, leaf in flat(variables).items()}
+  bad = [path for path, leaf in leaves.items() if not np.isfinite(leaf).all()]
+  if bad:
+    raise WeightsError(f"these weights hold NaN or infinity: {', '.join(bad[:_MOST_PROBLEMS])}")
+  return leaves
+
+
+def flat(tree: Any) -> dict[str, Any]:
+  """Nested dicts -> leaves by path, as "params/image/ln_pre/scale"."""
   named: Iterable[tuple[Any, Any]] = jax.tree_util.tree_leaves_with_path(tree)
   return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in named}
 
 
-def _nested(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+  """Inverse of `flat`."""
   out: dict[str, Any] = {}
-  for path, value in flat.items():
+  for path, value in leaves.items():
     *groups, name = path.split("/")
     group = out
     for part in groups:

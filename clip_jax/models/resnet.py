@@ -168,7 +168,7 @@ class AttentionPool(nn.Module):
   def __call__(self, x_BRRD: jax.Array) -> jax.Array:
     width = x_BRRD.shape[-1]
     wide = jnp.promote_types(self.dtype, jnp.float32)
-    x_BSD = x_BRRD.reshape(len(x_BRRD), -1, width).astype(wide)
+    x_BSD = x_BRRD.reshape(x_BRRD.shape[0], -1, width).astype(wide)
     x_BSD = jnp.concatenate([x_BSD.mean(1, keepdims=True), x_BSD], axis=1)
     normal, bias = nn.initializers.normal(width**-0.5), transformer.uniform_bias(width)
     position_SD = self.param("positional_embedding", normal, (x_BSD.shape[1], width))

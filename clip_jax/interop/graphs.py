@@ -1,0 +1,234 @@
+"""The computation itself, handed on: ONNX, StableHLO and TensorFlow's SavedModel.
+
+Each folder holds three graphs in float32 for any batch: `image_encoder`, `text_encoder` and `clip`
+(both, with the logits), and a graphs.json that names their inputs and outputs. ONNX takes pixels as
+[B, 3, R, R], as PyTorch's exports do; the other two as [B, R, R, 3].
+"""
+
+import dataclasses
+import importlib
+import logging
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from clip_jax import inference
+from clip_jax.interop import weights, writers
+from clip_jax.interop.architecture import WeightsError
+from clip_jax.models.clip import CLIP
+
+FORMATS = ("onnx", "stablehlo", "savedmodel")
+PLATFORMS = ("cpu", "cuda", "tpu")  # of StableHLO and SavedModel
+_NEEDS = {
+  "onnx": ("jax2onnx", "pip install 'clip-jax-tpu[onnx]' && pip install --no-deps jax2onnx"),
+  "savedmodel": ("tensorflow", "pip install 'clip-jax-tpu[savedmodel]'"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+  """One function of (variables, inputs): `function(variables, *inputs)` gives a tuple."""
+
+  name: str
+  function: Callable[..., Any]
+  inputs: tuple[str, ...]
+  outputs: tuple[str, ...]
+
+
+def check(format: str) -> None:
+  """Raises: WeightsError when what writes this format is not installed, with the command."""
+  module, command = _NEEDS.get(format, ("", ""))
+  if module and importlib.util.find_spec(module) is None:
+    raise WeightsError(f"{format}: {module} is not installed; {command}")
+
+
+def write(model: inference.Clip, folder: pathlib.Path, format: str) -> None:
+  """Writes the three graphs into `folder`, which is there already.
+
+  Raises: WeightsError when the weights hold NaN or infinity.
+  """
+  weights.finite(model.variables)
+  {"onnx": _onnx, "stablehlo": _stablehlo, "savedmodel": _savedmodel}[format](model, folder)
+  m = model.config.model
+  channels_first = format == "onnx"
+  description = {
+    "graphs": {g.name: {"inputs": g.inputs, "outputs": g.outputs} for g in graphs(model, False)},
+    "pixel_values": f"float32 {_shapes(model, channels_first)['pixel_values']}, normalised",
+    "input_ids": f"int32 {_shapes(model, channels_first)['input_ids']}",
+    "embeddings": f"float32 ['batch', {m.embed_dim}], of length 1",
+    "logits_per_image": "float32 ['batch', 'texts']; of equal numbers where they are one batch",
+    "loss": m.loss,
+  }
+  writers.json_file(folder / "graphs.json", description)
+
+
+def graphs(model: inference.Clip, channels_first: bool) -> list[Graph]:
+  """The three functions, in float32 and without the scan and remat of training."""
+  config = dataclasses.replace(model.config.model, compute_dtype="float32", remat=False)
+
+  def image(variables: Any, pixel_values: jax.Array) -> tuple[Any, ...]:
+    image_BRR3 = pixel_values.transpose(0, 2, 3, 1) if channels_first else pixel_values
+    return (CLIP(config).apply(variables, image_BRR3, method="encode_image"),)
+
+  def text(variables: Any, input_ids: jax.Array) -> tuple[Any, ...]:
+    return (CLIP(config).apply(variables, input_ids, method="encode_text"),)
+
+  def both(variables: Any, pixel_values: jax.Array, input_ids: jax.Array) -> tuple[Any, ...]:
+    (image_NE,), (text_NE,) = image(variables, pixel_values), text(variables, input_ids)
+    logits_NN = jnp.exp(variables["params"]["log_scale"]) * image_NE @ text_NE.T
+    if config.loss == "sigmoid":
+      logits_NN = logits_NN + variables["params"]["logit_bias"]
+    return image_NE, text_NE, logits_NN
+
+  pixels, tokens, embeddings = "pixel_values", "input_ids", ("image_embeds", "text_embeds")
+  return [
+    Graph("image_encoder", image, (pixels,), embeddings[:1]),
+    Graph("text_encoder", text, (tokens,), embeddings[1:]),
+    Graph("clip", both, (pixels, tokens), (*embeddings, "logits_per_image")),
+  ]
+
+
+def _shapes(model: inference.Clip, channels_first: bool) -> dict[str, list[int | str]]:
+  m = model.config.model
+  side = m.image.resolution
+  pixels = [3, side, side] if channels_first else [side, side, 3]
+  return {"pixel_values": ["images", *pixels], "input_ids": ["texts", m.text.context_length]}
+
+
+def _specs(model: inference.Clip, graph: Graph, channels_first: bool) -> list[jax.ShapeDtypeStruct]:
+  """The inputs of a graph: two symbolic batches, as images and texts need not be as many."""
+  images, texts = jax.export.symbolic_shape("images, texts")
+  shapes = _shapes(model, channels_first)
+  dtypes = {"pixel_values": jnp.float32, "input_ids": jnp.int32}
+  batches = {"pixel_values": images, "input_ids": texts}
+  return [
+    jax.ShapeDtypeStruct((batches[name], *shapes[name][1:]), dtypes[name]) for name in graph.inputs
+  ]
+
+
+def _onnx(model: inference.Clip, folder: pathlib.Path) -> None:
+  jax2onnx = importlib.import_module("jax2onnx")
+  logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of shapes that it leaves open
+  variables = jax.tree.map(np.asarray, model.variables)
+  for graph in graphs(model, channels_first=True):
+    specs = _specs(model, graph, channels_first=True)
+    closed = jax.make_jaxpr(lambda *inputs, g=graph: g.function(variables, *inputs))(*specs)
+    constants = [np.asarray(x) for x in closed.consts]
+
+    def flat(*inputs: Any, c: Any = closed, constants: Any = constants) -> Any:
+      outputs = inline(c.jaxpr, constants, inputs)
+      return tuple(outputs) if len(outputs) > 1 else outputs[0]
+
+    jax2onnx.to_onnx(
+      flat,
+      specs,
+      model_name=graph.name,
+      input_names=graph.inputs,
+      output_names=graph.outputs,
+      return_mode="file",
+      output_path=folder / f"{graph.name}.onnx",
+    )
+
+
+def inline(jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+  """Evaluates a jaxpr with its scans unrolled, inner calls opened and constants folded.
+
+  So each layer has weights of its own in the graph, and masks are data: what ONNX runtimes run
+  fastest, and all that jax2onnx converts with a symbolic batch.
+  """
+  values = dict(zip(jaxpr.constvars, constants, strict=True))
+  values |= zip(jaxpr.invars, inputs, strict=True)
+
+  def read(variable: Any) -> Any:
+    return variable.val if isinstance(variable, core.Literal) else values[variable]
+
+  for equation in jaxpr.eqns:
+    name, parameters = equation.primitive.name, equation.params
+    arguments = [read(variable) for variable in equation.invars]
+    inner = parameters.get("jaxpr") or parameters.get("call_jaxpr")
+    if name == "scan":
+      outputs = _unroll(parameters, arguments)
+    elif inner is not None:
+      closed = inner if hasattr(inner, "consts") else core.ClosedJaxpr(inner, [])
+      outputs = inline(closed.jaxpr, closed.consts, arguments)
+    else:
+      outputs = _apply(equation, arguments)
+    values |= zip(equation.outvars, outputs, strict=True)
+  return [read(variable) for variable in jaxpr.outvars]
+
+
+def _unroll(parameters: dict[str, Any], arguments: list[Any]) -> list[Any]:
+  """A scan as plain calls. The models' scans carry the activations and stack nothing."""
+  first, end = parameters["num_consts"], parameters["num_consts"] + parameters["num_carry"]
+  body, carry = parameters["jaxpr"], arguments[first:end]
+  for i in range(parameters["length"]):
+    each = [stacked[i] for stacked in arguments[end:]]
+    carry = inline(body.jaxpr, body.consts, [*arguments[:first], *carry, *each])
+  assert len(carry) == parameters["num_carry"], "a scan that stacks outputs"
+  return carry
+
+
+def _apply(equation: Any, arguments: list[Any]) -> list[Any]:
+  primitive, parameters = equation.primitive, equation.params
+  known = not any(isinstance(x, jax.core.Tracer) for x in arguments)
+  sizes = [size for variable in equation.outvars for size in variable.aval.shape]
+  if known and all(isinstance(size, int) for size in sizes):
+    with jax.ensure_compile_time_eval():
+      outputs = primitive.bind(*arguments, **primitive.get_bind_params(parameters))
+    outputs = outputs if primitive.multiple_results else [outputs]
+    return [np.asarray(x) for x in outputs]
+  outputs = primitive.bind(*arguments, **primitive.get_bind_params(parameters))
+  return outputs if primitive.multiple_results else [outputs]
+
+
+def _stablehlo(model: inference.Clip, folder: pathlib.Path) -> None:
+  """NAME.stablehlo by `jax.export`, all three with `weights.safetensors` as their first argument.
+
+  That argument is a dict of arrays by the names in the file; `jax.export.deserialize` reads a
+  graph, and its `call(weights, *inputs)` runs it on any of the platforms.
+  """
+  flat = weights.flat(model.variables)
+  writers.safetensors(folder / "weights.safetensors", {k: np.asarray(v) for k, v in flat.items()})
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), flat)
+  for graph in graphs(model, channels_first=False):
+
+    def function(named: Any, *inputs: Any, g: Graph = graph) -> Any:
+      return g.function(weights.nested(named), *inputs)
+
+    specs = _specs(model, graph, channels_first=False)
+    exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(shapes, *specs)
+    (folder / f"{graph.name}.stablehlo").write_bytes(exported.serialize())
+
+
+def _savedmodel(model: inference.Clip, folder: pathlib.Path) -> None:
+  """One SavedModel of three signatures, by their names."""
+  tf = importlib.import_module("tensorflow")
+  jax2tf = importlib.import_module("jax.experimental.jax2tf")
+  module = tf.Module()
+  module.weights = jax.tree.map(lambda x: tf.Variable(np.asarray(x)), model.variables)
+  signatures = {}
+  dtypes = {"pixel_values": tf.float32, "input_ids": tf.int32}
+  shapes = _shapes(model, channels_first=False)
+  for graph in graphs(model, channels_first=False):
+    symbolic = [str(tuple(shapes[name])).replace("'", "") for name in graph.inputs]
+    convert = jax2tf.convert(
+      graph.function,
+      polymorphic_shapes=[None, *symbolic],
+      with_gradient=False,
+      native_serialization_platforms=PLATFORMS,
+    )
+
+    def function(*inputs: Any, g: Graph = graph, convert: Any = convert) -> dict[str, Any]:
+      return dict(zip(g.outputs, convert(module.weights, *inputs), strict=True))
+
+    specs = [
+      tf.TensorSpec([None, *shapes[name][1:]], dtypes[name], name=name) for name in graph.inputs
+    ]
+    signatures[graph.name] = tf.function(function, autograph=False).get_concrete_function(*specs)
+  tf.saved_model.save(module, str(folder), signatures)
