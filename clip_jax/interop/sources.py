@@ -64,7 +64,7 @@ def load(path: str | pathlib.Path, activation: str | None = None) -> inference.C
   except WeightsError as error:
     raise WeightsError(f"{path}: {error}") from error
   config = config_lib.Config(name=path.stem, model=found.model, preprocess=found.preprocess)
-  variables = jax.tree.map(jax.numpy.asarray, variables)
+  variables = jax.device_put(variables)  # on a CPU the same memory, see weights.to_ours
   tokenizer = inference.tokenizer_from(found.tokenizer)
   return inference.Clip(
     config, variables["params"], tokenizer, batch_stats=variables.get("batch_stats")
