@@ -227,3 +227,12 @@ def test_unknown_shapes_do_not_show_their_heads(theirs):
   shapes = {name: array.shape for name, array in _arrays(torch_model).items()}
   with pytest.raises(weights.WeightsError, match="do not show the number of heads"):
     architecture.from_openai_shapes(shapes, "gelu")
+
+
+def test_jax_takes_the_memory_as_it_is(theirs):
+  """On a CPU; otherwise importing takes twice the memory of the weights."""
+  config, torch_model = theirs
+  model = architecture.from_open_clip_config(config)
+  ours = weights.to_ours(_arrays(torch_model), naming.openai(model), model)
+  for array in jax.tree.leaves(ours):
+    assert jax.device_put(array).unsafe_buffer_pointer() == array.ctypes.data

@@ -1,6 +1,6 @@
 """How fast the encoders are beside PyTorch's CLIPModel (Hugging Face) on this machine's CPU.
 
-Run: python tools/bench/encoders.py [--runs R] [--models ViT-B/32 ViT-B/16] [--batches 1 32] [--json]
+Run: python tools/bench/encoders.py [--runs R] [--models NAME ...] [--batches N ...] [--json]
 
 Wants torch and transformers; takes about two minutes. The same random weights on both sides (ours
 are exported to Hugging Face's folder), the same inputs as arrays (float32 images, int32 tokens),
@@ -9,6 +9,10 @@ that gives unit-norm embeddings as a NumPy array: `encode_image` and `encode_tex
 `get_image_features` and `get_text_features` with the normalisation there, in inference mode. Both
 are warm, take turns at going first, and are compared run by run: the ratio is the median of
 PyTorch's seconds over ours (over 1: ours is faster).
+
+Look at `others`, the share of the machine that other processes took meanwhile: PyTorch's threads
+wait for one another after every operation, so company slows it far more than XLA. With 2 cores
+and two busy neighbours, one image took it 20 times as long. Over a few percent, no ratio counts.
 """
 
 import argparse
@@ -81,17 +85,31 @@ def compare(ours: Encode, torchs: Encode, x: np.ndarray, runs: int) -> dict[str,
   seconds(ours, x, 1), seconds(torchs, x, 1)
   repeats = max(1, round(_LEAST_SECONDS / seconds(ours, x, 1)))
   times: dict[Encode, list[float]] = {ours: [], torchs: []}
+  start, busy = time.perf_counter(), _others_seconds()
   for run in range(runs):
     for side in (ours, torchs) if run % 2 else (torchs, ours):
       times[side].append(seconds(side, x, repeats))
+  machine_seconds = (time.perf_counter() - start) * (os.cpu_count() or 1)
   ratios = [slow / fast for fast, slow in zip(times[ours], times[torchs], strict=True)]
   return {
     "clip_jax_milliseconds": 1e3 * statistics.median(times[ours]),
     "torch_milliseconds": 1e3 * statistics.median(times[torchs]),
     "ratio": statistics.median(ratios),
     "ratio_least": min(ratios),
+    "others": max(0.0, _others_seconds() - busy) / machine_seconds,
     "largest_difference": difference,
   }
+
+
+def _others_seconds() -> float:
+  """CPU seconds so far of all processes but this one, stolen time too. Source: proc(5)."""
+  user, nice, system, _, _, *interrupts = map(int, _stat().split()[1:9])
+  total = sum((user, nice, system, *interrupts)) / os.sysconf("SC_CLK_TCK")
+  return total - time.process_time()
+
+
+def _stat() -> str:
+  return pathlib.Path("/proc/stat").read_text().splitlines()[0]
 
 
 def seconds(encode: Encode, x: np.ndarray, repeats: int) -> float:
@@ -132,8 +150,8 @@ def main() -> None:
       continue
     print(
       "{model} {method:>12}, batch {batch:>2}: {clip_jax_milliseconds:>6.1f} ms, CLIPModel "
-      "{torch_milliseconds:>6.1f} ms, ratio {ratio:.2f} (least {ratio_least:.2f}), embeddings "
-      "differ by {largest_difference:.0e}".format(**result),
+      "{torch_milliseconds:>6.1f} ms, ratio {ratio:.2f} (least {ratio_least:.2f}), others "
+      "{others:.0%}, embeddings differ by {largest_difference:.0e}".format(**result),
       flush=True,
     )
 
