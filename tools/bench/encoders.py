@@ -2,7 +2,7 @@
 
 Run: python tools/bench/encoders.py [--runs R] [--models NAME ...] [--batches N ...] [--json]
 
-Wants torch and transformers; takes about two minutes. The same random weights on both sides (ours
+Wants torch and transformers; takes about four minutes. The same random weights on both sides (ours
 are exported to Hugging Face's folder), the same inputs as arrays (float32 images, int32 tokens),
 float32 throughout, as many threads in PyTorch as XLA has: one for each core. Each side does all
 that gives unit-norm embeddings as a NumPy array: `encode_image` and `encode_text` here,

@@ -2,7 +2,7 @@
 
 Run: python tools/bench/import_weights.py [--runs N] [--folder DIR] [--json]
 
-Needs 8 GB of disk and 5 GB of memory, and takes about a minute. Two files are written first: a
+Needs 8 GB of disk and 6 GB of memory, and takes about four minutes. Two files are written first: a
 float16 PyTorch archive, as OpenAI's (named as the released one, so that its sha256 is taken on the
 way), and open_clip's float32 safetensors. Each case then runs in a process of its own, the page
 cache warm:
