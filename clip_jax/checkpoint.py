@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import options as ocp_options
 
 FORMAT = 1
+_ARRAYS = ("params", "batch_stats", "train")  # items
 _log = logging.getLogger(__name__)
 
 
@@ -59,12 +60,9 @@ class Checkpoints:
       cleanup_tmp_directories=not read_only,
       atomicity_options=commit,
     )
-    handlers = {
-      "params": ocp.StandardCheckpointHandler(),
-      "batch_stats": ocp.StandardCheckpointHandler(),
-      "train": ocp.StandardCheckpointHandler(),
-      "meta": ocp.JsonCheckpointHandler(),
-    }
+    # Compressing random bits saves 8 % of the disk, for three times the time and a copy in memory.
+    arrays = ocp.PyTreeCheckpointHandler(use_compression=False)
+    handlers = {"meta": ocp.JsonCheckpointHandler()} | dict.fromkeys(_ARRAYS, arrays)
     try:
       self._manager = ocp.CheckpointManager(self.folder, item_handlers=handlers, options=options)
     except OSError as error:
@@ -88,7 +86,7 @@ class Checkpoints:
     trees = _trees(params, train, batch_stats)
     meta = {"format": FORMAT, **meta, "leaves": leaves(trees)}
     meta["sha256"] = _digest(meta)
-    arrays = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+    arrays = {name: ocp.args.PyTreeSave(tree) for name, tree in trees.items()}
     items = ocp.args.Composite(**arrays, meta=ocp.args.JsonSave(meta))
     self._pending = step
     self._checked(lambda: self._manager.save(step, args=items, force=True))
@@ -167,7 +165,10 @@ class Checkpoints:
     meta = self.meta(step)
     wanted = _trees(params, train, batch_stats)
     _check_structure(self.folder / str(step), meta["leaves"], wanted)
-    items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+    items = {
+      name: ocp.args.PyTreeRestore(tree, ocp.checkpoint_utils.construct_restore_args(tree))
+      for name, tree in wanted.items()
+    }
     try:
       restored = self._manager.restore(step, args=ocp.args.Composite(**items))
     except Exception as error:
@@ -250,7 +251,7 @@ def _check_structure(where: pathlib.Path, saved: dict[str, Any], wanted: dict[st
 def leaves(tree: Any) -> dict[str, list[Any]]:
   """Each leaf's [shape, dtype, checksum]; the same on any mesh."""
   named = _named(tree)
-  sums = jax.device_get(_checksums([leaf for _, leaf in named]))
+  sums = jax.device_get([_checksum(leaf) for _, leaf in named])  # one by one: little memory
   return {
     name: [list(leaf.shape), str(leaf.dtype), int(checksum)]
     for (name, leaf), checksum in zip(named, sums, strict=True)
@@ -263,16 +264,12 @@ def _named(tree: Any) -> list[tuple[str, Any]]:
 
 
 @jax.jit
-def _checksums(arrays: list[jax.Array]) -> list[jax.Array]:
-  """A uint32 a leaf that any single changed element changes.
+def _checksum(array: jax.Array) -> jax.Array:
+  """A uint32 that any single changed element changes.
 
   Each element's bits are multiplied by an odd number that depends on its position; a change of
   one element by d != 0 moves the sum by d times an odd number, which is not 0 modulo 2^32.
   """
-  return [_checksum(array) for array in arrays]
-
-
-def _checksum(array: jax.Array) -> jax.Array:
   unsigned = jnp.dtype(f"uint{array.dtype.itemsize * 8}")
   bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
   index = jnp.zeros(array.shape, jnp.uint32)

@@ -76,6 +76,7 @@ def train(
         with log.time("evaluation"):
           model = inference.Clip(config, state.params, tokenizer, batch_stats=state.batch_stats)
           results = tasks.run(model, config, held_out)
+          del model  # on a CPU it holds the weights that the next step replaces
         log.write(done, tasks.figures(results))
       if done % config.checkpoint.every_steps == 0 or done == config.steps or stopping:
         rest = {"step": state.step, "opt_state": state.opt_state, "guard": state.guard}

@@ -326,3 +326,28 @@ def test_mutated_files_are_read_or_refused(tmp_path_factory, which, seed):
 
   path = tmp_path_factory.getbasetemp() / "fuzzed"
   fuzz_archive.one(path, SAMPLES[which], random.Random(seed))
+
+
+def _mapped_bytes():
+  """Pages of files that this process holds. Source: proc(5)."""
+  with open("/proc/self/status") as status:
+    return next(1024 * int(line.split()[1]) for line in status if line.startswith("RssFile"))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc")
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors", "w.npz"])
+def test_pages_are_given_back(tmp_path, name):
+  array = np.ones((4096, 4096), np.float32)  # 64 MB
+  if name == "w.pt":
+    torch.save({"a": torch.from_numpy(array)}, tmp_path / name)
+  elif name == "w.npz":
+    np.savez(tmp_path / name, a=array)
+  else:
+    (tmp_path / name).write_bytes(_safetensors({"a": array}))
+  found = archive.read(tmp_path / name).arrays["a"]
+  assert found.sum() == array.size
+  before = _mapped_bytes()
+  archive.release(found)
+  assert _mapped_bytes() < before - 0.8 * array.nbytes
+  assert found.sum() == array.size
+  archive.release(array)  # not from a file: nothing

@@ -11,10 +11,10 @@ import test_sources
 import test_weights
 import torch
 
-from clip_jax import cli, inference
+from clip_jax import cli, cli_options, inference
 from clip_jax import config as c
 from clip_jax.data import tokenizer as tokenizer_lib
-from clip_jax.interop import architecture, archive, exports, sources, verify, weights
+from clip_jax.interop import architecture, archive, exports, sources, verify, weights, writers
 
 CONFIGS = {**test_weights.CONFIGS, "wide": test_sources.WIDE}
 
@@ -113,7 +113,7 @@ def test_siglip_and_own_stems_are_refused():
     with pytest.raises(weights.WeightsError, match="use huggingface"):
       exports.refuse(siglip, format)
   own = _changed(architecture.from_open_clip_config(CONFIGS["vit"]), stem="convolution")
-  for format in exports.FORMATS:
+  for format in ("openai", "open_clip", "huggingface"):
     with pytest.raises(weights.WeightsError, match="no convolutional stem"):
       exports.refuse(own, format)
 
@@ -129,7 +129,7 @@ def test_nothing_half_written(tmp_path, monkeypatch):
   def full(*_):
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(exports, "_json", full)
+  monkeypatch.setattr(writers, "json_file", full)
   with pytest.raises(weights.WeightsError, match="No space left"):
     exports.export(model, tmp_path / "out", "open_clip")
   broken = jax.tree.map(lambda x: x, model.params) | {"log_scale": jax.numpy.float32(np.nan)}
@@ -137,6 +137,10 @@ def test_nothing_half_written(tmp_path, monkeypatch):
   with pytest.raises(weights.WeightsError, match="NaN or infinity: params/log_scale"):
     exports.export(model, tmp_path / "out", "open_clip")
   assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_help_names_all_formats():
+  assert cli_options.FORMATS == exports.FORMATS == tuple(verify._RUNTIMES)
 
 
 def test_export_from_the_command_line(tmp_path, capsys):

@@ -12,6 +12,7 @@ import clip_jax
 from clip_jax import checkpoint, inference, sharding, train_step
 from clip_jax import config as c
 from clip_jax.data import tokenizer as tokenizer_lib
+from clip_jax.models.clip import CLIP
 
 CONFIG = c.Config(
   steps=10,
@@ -198,3 +199,42 @@ def test_the_public_tokenizer():
   assert tokens.shape == (2, 10)
   assert tokens.dtype == np.int32
   assert tokens[0].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407, 0, 0, 0]
+
+
+def _deep(image):
+  text = c.Text(context_length=8, vocab_size=600, width=16, layers=3, heads=2)
+  model = c.Model(image, text, embed_dim=12)
+  state = train_step.init_state(dataclasses.replace(CONFIG, model=model), sharding.make_mesh(1))
+  return inference.Clip(c.Config(model=model), state.params, None, batch_stats=state.batch_stats)
+
+
+@pytest.mark.parametrize(
+  "image",
+  [
+    c.Vision(resolution=16, patch=8, width=16, layers=3, heads=2),
+    c.Vision(resolution=64, patch=32, width=4, layers=0, heads=2, blocks=(1, 2, 3, 1)),
+  ],
+)
+def test_layers_apart_are_the_same_model_in_the_same_memory(image):
+  model = _deep(image)
+  images = np.random.default_rng(0).normal(size=(2, image.resolution, image.resolution, 3))
+  images, tokens = images.astype(np.float32), np.arange(16, dtype=np.int32).reshape(2, 8)
+  variables = {"params": model.params, "batch_stats": model.batch_stats}
+  for method, x in (("encode_image", images), ("encode_text", tokens)):
+    plain = jax.jit(lambda v, x, method=method: CLIP(model.config.model).apply(v, x, method=method))
+    np.testing.assert_array_equal(getattr(model, method)(x), plain(variables, x))
+  stacked = model.params["text"]["transformer"]["blocks"]["mlp"]["fc"]["kernel"]
+  apart = model._encoder_variables["params"]["text"]["transformer"]["blocks"]
+  for index, layer in enumerate(apart):
+    start = stacked.unsafe_buffer_pointer() + index * 4 * 16 * 64
+    assert layer["mlp"]["fc"]["kernel"].unsafe_buffer_pointer() == start
+
+
+def test_no_layer_is_cut_out_of_a_stack_in_a_call():
+  """It would be a copy of the weights, once a call."""
+  model = _deep(c.Vision(resolution=16, patch=8, width=16, layers=3, heads=2))
+  tokens = np.zeros((1, 8), np.int32)
+  compiled = inference._encode_text.lower(model.config, model._encoder_variables, tokens).compile()
+  stack = model.params["text"]["transformer"]["blocks"]["mlp"]["fc"]["kernel"].shape
+  shape = ",".join(map(str, stack))
+  assert f"f32[{shape}]" not in compiled.as_text()

@@ -124,6 +124,7 @@ TESTED_WITH = {
   "interop.unpickle": "archive",
   "cli_options": "cli",
   "interop.verify": "exports",
+  "interop.writers": "exports",
   "interop.naming": "weights",
   "interop.architecture": "weights",
   "models.transformer": "models",

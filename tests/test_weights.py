@@ -200,7 +200,7 @@ def test_the_architecture_is_seen_in_the_shapes(name):
   """All the released models, from the shapes of their arrays alone."""
   preset = {**presets.PUBLISHED, **presets.LAION}[name]
   table = naming.openai(preset)
-  ours = weights._flat(weights.abstract_variables(preset))
+  ours = weights.flat(weights.abstract_variables(preset))
   shapes = {}
   for weight in table:
     leaves = [np.broadcast_to(np.float32(0), ours[path].shape) for path in weight.ours]
@@ -232,3 +232,12 @@ def test_unknown_shapes_do_not_show_their_heads(theirs):
   shapes = {name: array.shape for name, array in _arrays(torch_model).items()}
   with pytest.raises(weights.WeightsError, match="do not show the number of heads"):
     architecture.from_openai_shapes(shapes, "gelu")
+
+
+def test_jax_takes_the_memory_as_it_is(theirs):
+  """On a CPU; otherwise importing takes twice the memory of the weights."""
+  config, torch_model = theirs
+  model = architecture.from_open_clip_config(config)
+  ours = weights.to_ours(_arrays(torch_model), naming.openai(model), model)
+  for array in jax.tree.leaves(ours):
+    assert jax.device_put(array).unsafe_buffer_pointer() == array.ctypes.data

@@ -69,6 +69,19 @@ def read(path: pathlib.Path) -> Tensors:
     raise ArchiveError(f"{path}: damaged ({reason}); get the file again") from error
 
 
+def release(array: np.ndarray) -> None:
+  """Gives the memory of the file's pages back; the array stays good, a next use reads them again.
+
+  A mapped page that was read counts as the process's own until then. Nothing on arrays that are
+  not from `read`, or where the system has no such call.
+  """
+  owner: Any = array
+  while owner is not None and not isinstance(owner, mmap.mmap):
+    owner = owner.obj if isinstance(owner, memoryview) else getattr(owner, "base", None)
+  if owner is not None and hasattr(mmap, "MADV_DONTNEED"):
+    owner.madvise(mmap.MADV_DONTNEED)
+
+
 def _read_file(path: pathlib.Path) -> Tensors:
   with path.open("rb") as file:
     size = file.seek(0, 2)

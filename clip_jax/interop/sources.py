@@ -81,7 +81,7 @@ def _load(path: pathlib.Path, activation: str | None) -> inference.Clip:
   except WeightsError as error:
     raise WeightsError(f"{path}: {error}") from error
   config = config_lib.Config(name=path.stem, model=found.model, preprocess=found.preprocess)
-  variables = jax.tree.map(jax.numpy.asarray, variables)
+  variables = jax.device_put(variables)  # on a CPU the same memory, see weights.to_ours
   tokenizer = inference.tokenizer_from(found.tokenizer)
   return inference.Clip(
     config, variables["params"], tokenizer, batch_stats=variables.get("batch_stats")

@@ -4,6 +4,7 @@ Every array of theirs must be used and every one of ours filled; all that does n
 and told together. Ours are float32; half precision is widened, which changes no value.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clip_jax.config import Model
+from clip_jax.interop import archive
 from clip_jax.interop.architecture import WeightsError
 from clip_jax.interop.naming import Weight
 from clip_jax.models.clip import CLIP
@@ -42,7 +44,7 @@ def to_ours(
     not finite.
   """
   shapes = flat(abstract_variables(model))
-  out = {path: np.empty(leaf.shape, np.float32) for path, leaf in shapes.items()}
+  out = {path: _empty(leaf.shape) for path, leaf in shapes.items()}
   filled: set[str] = set()
   used: set[str] = set()
   problems: list[str] = []
@@ -53,7 +55,10 @@ def to_ours(
     unknown = [path for path in weight.ours if path not in out]
     problems += [f"{weight.theirs[0]} has no place in this model" for path in unknown]
     if not missing and not unknown:
-      problems += _fill(out, weight, [arrays[name] for name in weight.theirs])
+      theirs = [arrays[name] for name in weight.theirs]
+      problems += _fill(out, weight, theirs)
+      for array in theirs:
+        archive.release(array)
     filled.update(weight.ours)
   surplus = [name for name in arrays if name not in used and not _NO_WEIGHT.fullmatch(name)]
   problems += [f"{name} is not part of this model" for name in surplus]
@@ -63,6 +68,14 @@ def to_ours(
     more = f"; and {rest} more" if rest > 0 else ""
     raise WeightsError("; ".join(problems[:_MOST_PROBLEMS]) + more)
   return nested(out)
+
+
+def _empty(shape: tuple[int, ...]) -> np.ndarray:
+  """float32 at an address divisible by 64: JAX's CPU device then takes it without a copy."""
+  size = 4 * math.prod(shape)
+  memory = np.empty(size + 64, np.uint8)
+  start = -memory.ctypes.data % 64
+  return memory[start : start + size].view(np.float32).reshape(shape)
 
 
 def _fill(out: dict[str, np.ndarray], weight: Weight, theirs: list[np.ndarray]) -> list[str]:

@@ -48,7 +48,8 @@ def torch_archive(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def _tensor(array: np.ndarray, key: str) -> bytes:
   """The opcodes of a call of `_rebuild_tensor_v2` on a storage of its own, rows first."""
-  kind = {"float32": b"FloatStorage", "int64": b"LongStorage"}[array.dtype.name]
+  kinds = {"float32": b"FloatStorage", "float16": b"HalfStorage", "int64": b"LongStorage"}
+  kind = kinds[array.dtype.name]
   storage = b"(" + _string("storage") + b"ctorch\n" + kind + b"\n" + _string(key)
   storage += _string("cpu") + _number(array.size) + b"tQ"
   strides = [math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim)]
