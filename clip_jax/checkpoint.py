@@ -270,9 +270,23 @@ def _checksum(array: jax.Array) -> jax.Array:
   Each element's bits are multiplied by an odd number that depends on its position; a change of
   one element by d != 0 moves the sum by d times an odd number, which is not 0 modulo 2^32.
   """
+  if array.ndim < 3:
+    return _part_checksum(array, jnp.uint32(0))
+  # layer by layer, as XLA on a CPU holds a leaf's products in memory
+  stride = jnp.uint32(math.prod(array.shape[1:]) % 2**32)
+
+  def add(layer: jax.Array, total: jax.Array) -> jax.Array:
+    part = jax.lax.dynamic_index_in_dim(array, layer, keepdims=False)
+    return total + _part_checksum(part, layer.astype(jnp.uint32) * stride)
+
+  return jax.lax.fori_loop(0, array.shape[0], add, jnp.uint32(0))
+
+
+def _part_checksum(array: jax.Array, start: jax.Array) -> jax.Array:
+  """Of the elements whose positions begin at `start`."""
   unsigned = jnp.dtype(f"uint{array.dtype.itemsize * 8}")
   bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
-  index = jnp.zeros(array.shape, jnp.uint32)
+  index = jnp.full(array.shape, start)
   for axis in range(array.ndim):
     stride = math.prod(array.shape[axis + 1 :]) % 2**32
     index += jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis) * jnp.uint32(stride)

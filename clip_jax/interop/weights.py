@@ -4,7 +4,9 @@ Every array of theirs must be used and every one of ours filled; all that does n
 and told together. Ours are float32; half precision is widened, which changes no value.
 """
 
+import concurrent.futures
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -45,21 +47,23 @@ def to_ours(
   """
   shapes = flat(abstract_variables(model))
   out = {path: _empty(leaf.shape) for path, leaf in shapes.items()}
-  filled: set[str] = set()
-  used: set[str] = set()
-  problems: list[str] = []
-  for weight in table:
-    used.update(weight.theirs)
+  used = {name for weight in table for name in weight.theirs}
+  filled = {path for weight in table for path in weight.ours}
+
+  def place(weight: Weight) -> list[str]:
     missing = [name for name in weight.theirs if name not in arrays]
-    problems += [f"{name} is missing" for name in missing]
     unknown = [path for path in weight.ours if path not in out]
-    problems += [f"{weight.theirs[0]} has no place in this model" for path in unknown]
-    if not missing and not unknown:
-      theirs = [arrays[name] for name in weight.theirs]
-      problems += _fill(out, weight, theirs)
-      for array in theirs:
-        archive.release(array)
-    filled.update(weight.ours)
+    if missing or unknown:
+      found = [f"{name} is missing" for name in missing]
+      return found + [f"{weight.theirs[0]} has no place in this model" for _ in unknown]
+    theirs = [arrays[name] for name in weight.theirs]
+    found = _fill(out, weight, theirs)
+    for array in theirs:
+      archive.release(array)
+    return found
+
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy lets threads copy
+    problems = [problem for found in pool.map(place, table) for problem in found]
   surplus = [name for name in arrays if name not in used and not _NO_WEIGHT.fullmatch(name)]
   problems += [f"{name} is not part of this model" for name in surplus]
   problems += [f"nothing fills our {path}" for path in out.keys() - filled]
@@ -85,7 +89,7 @@ def _fill(out: dict[str, np.ndarray], weight: Weight, theirs: list[np.ndarray]) 
   for name, array in zip(weight.theirs, theirs, strict=True):
     if not jnp.issubdtype(array.dtype, jnp.floating):
       problems.append(f"{name} is {array.dtype}, not floating point")
-    elif not np.isfinite(array.astype(np.float32, copy=False)).all():
+    elif not _is_finite(array):
       problems.append(f"{name} holds NaN or infinity")
   if problems:
     return problems
@@ -102,6 +106,13 @@ def _fill(out: dict[str, np.ndarray], weight: Weight, theirs: list[np.ndarray]) 
       return [f"{names} has shape {given}, which gives {path} {value.shape}, not {target.shape}"]
     target[...] = value
   return []
+
+
+def _is_finite(array: np.ndarray) -> bool:
+  """Whether no element is NaN or infinite. A sum tells in one pass, if it does not overflow."""
+  with np.errstate(over="ignore", invalid="ignore"):
+    total = np.sum(array, dtype=np.float32)
+  return bool(np.isfinite(total)) or bool(np.isfinite(array.astype(np.float32)).all())
 
 
 def to_theirs(variables: Mapping[str, Any], table: Sequence[Weight]) -> dict[str, np.ndarray]:
@@ -121,7 +132,7 @@ def to_theirs(variables: Mapping[str, Any], table: Sequence[Weight]) -> dict[str
 def finite(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """Our leaves by path, on the host. Raises: WeightsError on NaN or infinity."""
   leaves = {path: np.asarray(leaf) for path, leaf in flat(variables).items()}
-  bad = [path for path, leaf in leaves.items() if not np.isfinite(leaf).all()]
+  bad = [path for path, leaf in leaves.items() if not _is_finite(leaf)]
   if bad:
     raise WeightsError(f"these weights hold NaN or infinity: {', '.join(bad[:_MOST_PROBLEMS])}")
   return leaves

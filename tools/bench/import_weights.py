@@ -17,6 +17,7 @@ was after the imports, over the size of the file. The goals: under 10 seconds, u
 import argparse
 import hashlib
 import json
+import os
 import pathlib
 import re
 import statistics
@@ -50,6 +51,7 @@ def write_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   theirs = weights.to_theirs({"params": params}, naming.openai(_MODEL))
   half = {name: array.astype(np.float16) for name, array in theirs.items()}
   writers.torch_archive(folder / f"{_RELEASED}.pt", half)
+  os.sync()  # as files that have lain there for a while
   return {
     "OpenAI .pt, float16": folder / f"{_RELEASED}.pt",
     "open_clip safetensors, float32": folder / "open_clip",
@@ -100,6 +102,7 @@ def run(name: str, path: pathlib.Path, verb: str, runs: int) -> dict[str, Any]:
   for _ in range(runs):
     with tempfile.TemporaryDirectory(dir=path.parent) as dest:
       command = [sys.executable, __file__, "--case", verb, str(path), f"{dest}/orbax"]
+      os.sync()  # what the case before wrote
       child = subprocess.run(command, check=True, capture_output=True, text=True)
       results.append(json.loads(child.stdout.splitlines()[-1]))
   file = path / "open_clip_model.safetensors" if path.is_dir() else path
