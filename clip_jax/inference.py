@@ -107,8 +107,8 @@ class Clip:
       tokens_NL = np.asarray(texts)
     elif self.tokenizer is None:
       raise ValueError(
-        "these weights have a SentencePiece vocabulary, which clip_jax does not hold: give int32 "
-        f"tokens [N, {length}] in place of strings"
+        "the vocabulary of these weights is not here (SigLIP's, or a run's own): "
+        f"give int32 tokens [N, {length}] in place of strings"
       )
     else:
       tokens_NL = self.tokenizer(texts, length, truncate)

@@ -1,6 +1,7 @@
 """Weights out: exact when read back, and the same embeddings in the frameworks they are for."""
 
 import copy
+import dataclasses
 import json
 
 import jax
@@ -86,9 +87,25 @@ def test_hugging_face_and_back_is_exact(tmp_path, siglip):
     assert theirs.largest_difference < 1e-5
 
 
-def _changed(model, **image):
-  import dataclasses
+@pytest.mark.parametrize("format", ["open_clip", "huggingface"])
+def test_a_trained_vocabulary_comes_along(tmp_path, format):
+  """Smaller than the model's table of embeddings, so the end token is not its last row."""
+  tokenizer = tokenizer_lib.train(["a red circle", "a blue square", "two green rings"], 600)
+  model = architecture.from_open_clip_config(CONFIGS["wide"])
+  text = dataclasses.replace(model.text, vocab_size=700)
+  model = _clip(dataclasses.replace(model, text=text), tokenizer)
+  exports.export(model, tmp_path / "out", format)
+  back = sources.load(tmp_path / "out")
+  assert back.tokenizer == tokenizer
+  np.testing.assert_array_equal(back.encode_text("two rings"), model.encode_text("two rings"))
+  if format == "huggingface":
+    written = json.loads((tmp_path / "out" / "config.json").read_text())["text_config"]
+    assert written["eos_token_id"] == tokenizer.end_id < 699
+    for found in verify.compare(model, tmp_path / "out", format):
+      assert found.largest_difference is None or found.largest_difference < 1e-5
 
+
+def _changed(model, **image):
   return dataclasses.replace(model, image=dataclasses.replace(model.image, **image))
 
 

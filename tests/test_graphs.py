@@ -128,7 +128,7 @@ def test_a_missing_runtime_is_told(tmp_path, monkeypatch):
 
   monkeypatch.setitem(verify._RUNTIMES, "stablehlo", missing)
   (found,) = verify.compare(model, tmp_path / "out", "stablehlo")
-  assert str(found) == "not checked: onnxruntime is not installed"
+  assert str(found) == "not checked: stablehlo: onnxruntime is not installed"
 
 
 def test_broken_weights_and_places_are_refused(tmp_path):

@@ -12,6 +12,7 @@ import torch
 
 import clip_jax
 from clip_jax import cli, inference
+from clip_jax.data import bytepairs
 from clip_jax.interop import architecture, archive, naming, sources, weights
 
 WIDE = {  # heads of width 64, as OpenAI's code has them
@@ -157,8 +158,21 @@ def test_hugging_face(tmp_path):
   clip = {**SIGLIP, "model_type": "clip", "projection_dim": 20}
   cropped = {**PREPROCESSOR, "size": {"shortest_edge": 32}, "do_center_crop": True}
   _hugging_face(tmp_path, clip, cropped, None)
+  for merges, message in (
+    ("a b", "vocab.json is not in the folder"),
+    ("a bb", "symbol 'bb' is neither a byte"),
+    ("a b c", "no byte-pair vocabulary"),
+  ):
+    (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    with pytest.raises(weights.WeightsError, match=message):
+      clip_jax.load(tmp_path)
   (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
-  with pytest.raises(weights.WeightsError, match="another vocabulary"):
+  (tmp_path / "vocab.json").write_text(json.dumps({"a": 1}))
+  with pytest.raises(weights.WeightsError, match=r"other ids than merges\.txt"):
+    clip_jax.load(tmp_path)
+  symbols = bytepairs.symbol_table([("a", "b")])
+  (tmp_path / "vocab.json").write_text(json.dumps({s: i for i, s in enumerate(symbols)}))
+  with pytest.raises(weights.WeightsError, match="515 ids, but the model has 50"):
     clip_jax.load(tmp_path)
   (tmp_path / "merges.txt").unlink()
   model = clip_jax.load(tmp_path)

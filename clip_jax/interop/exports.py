@@ -17,6 +17,7 @@ import numpy as np
 from clip_jax import inference
 from clip_jax.config import Model
 from clip_jax.data import bytepairs
+from clip_jax.data import tokenizer as tokenizer_lib
 from clip_jax.interop import graphs, naming, weights, writers
 from clip_jax.interop.architecture import WeightsError
 
@@ -45,13 +46,16 @@ def export(model: inference.Clip, dest: pathlib.Path, format: str) -> None:
       return
     if format == "open_clip":
       _open_clip(model, _arrays(model, naming.openai), unfinished)
+      if model.tokenizer not in (None, tokenizer_lib.original()):  # open_clip has the original's
+        _tokenizer_files(model, unfinished)
     elif format == "huggingface":
       _huggingface(model, _arrays(model, naming.huggingface), unfinished)
       _inputs_files(model, unfinished)
     else:
       graphs.write(model, unfinished, format)
       _inputs_files(model, unfinished)
-    unfinished.chmod(0o755)
+    for path in (unfinished, *unfinished.rglob("*")):  # some writers keep theirs to themselves
+      path.chmod(0o755 if path.is_dir() else 0o644)
     unfinished.rename(dest)
   except OSError as error:
     raise WeightsError(f"{dest}: cannot be written ({error.strerror or error})") from error
@@ -160,8 +164,9 @@ def _huggingface(
   if siglip:
     text["projection_size"] = m.embed_dim
   else:
-    ids = {"bos_token_id": m.text.vocab_size - 2, "eos_token_id": m.text.vocab_size - 1}
-    text |= ids | {"pad_token_id": m.text.vocab_size - 1, "projection_dim": m.embed_dim}
+    end = last_token(model)
+    ids = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
+    text |= ids | {"projection_dim": m.embed_dim}
     image["projection_dim"] = m.embed_dim
   kind = "Siglip" if siglip else "CLIP"
   config: dict[str, Any] = {
@@ -175,6 +180,12 @@ def _huggingface(
     config["projection_dim"] = m.embed_dim
   writers.safetensors(folder / "model.safetensors", arrays)
   writers.json_file(folder / "config.json", config)
+
+
+def last_token(model: inference.Clip) -> int:
+  """The id that ends a text. A trained vocabulary may be smaller than the model's table."""
+  size = model.config.model.text.vocab_size
+  return size - 1 if model.tokenizer is None else model.tokenizer.end_id
 
 
 def _inputs_files(model: inference.Clip, folder: pathlib.Path) -> None:

@@ -8,6 +8,7 @@ Each folder holds three graphs in float32 for any batch: `image_encoder`, `text_
 import dataclasses
 import importlib
 import logging
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -61,8 +62,9 @@ def write(model: inference.Clip, folder: pathlib.Path, format: str) -> None:
     "graphs": {g.name: {"inputs": g.inputs, "outputs": g.outputs} for g in graphs(model, False)},
     "pixel_values": f"float32 {_shapes(model, channels_first)['pixel_values']}, normalised",
     "input_ids": f"int32 {_shapes(model, channels_first)['input_ids']}",
-    "embeddings": f"float32 ['batch', {m.embed_dim}], of length 1",
-    "logits_per_image": "float32 ['batch', 'texts']; of equal numbers where they are one batch",
+    "image_embeds": f"float32 ['images', {m.embed_dim}], of length 1",
+    "text_embeds": f"float32 ['texts', {m.embed_dim}], of length 1",
+    "logits_per_image": "float32 ['images', 'texts']",
     "loss": m.loss,
   }
   writers.json_file(folder / "graphs.json", description)
@@ -113,8 +115,10 @@ def _specs(model: inference.Clip, graph: Graph, channels_first: bool) -> list[ja
 
 
 def _onnx(model: inference.Clip, folder: pathlib.Path) -> None:
+  # One tells of its plugins for libraries that are not here, the other of shapes it leaves open.
+  for name in ("jax2onnx", "onnx_ir"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   jax2onnx = importlib.import_module("jax2onnx")
-  logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of shapes that it leaves open
   variables = jax.tree.map(np.asarray, model.variables)
   for graph in graphs(model, channels_first=True):
     specs = _specs(model, graph, channels_first=True)
@@ -208,6 +212,7 @@ def _stablehlo(model: inference.Clip, folder: pathlib.Path) -> None:
 
 def _savedmodel(model: inference.Clip, folder: pathlib.Path) -> None:
   """One SavedModel of three signatures, by their names."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   tf = importlib.import_module("tensorflow")
   jax2tf = importlib.import_module("jax.experimental.jax2tf")
   module = tf.Module()

@@ -18,6 +18,7 @@ import numpy as np
 
 from clip_jax import checkpoint, inference
 from clip_jax import config as config_lib
+from clip_jax.data import bytepairs
 from clip_jax.data import tokenizer as tokenizer_lib
 from clip_jax.interop import architecture, archive, naming, weights
 from clip_jax.interop.architecture import WeightsError
@@ -47,7 +48,7 @@ class Found:
   table: Callable[[config_lib.Model], list[naming.Weight]]
   model: config_lib.Model
   preprocess: config_lib.Preprocess
-  tokenizer: str  # "original", or "none": not in clip_jax
+  tokenizer: str  # as `inference.tokenizer_from` reads it; "none": not in clip_jax
 
 
 def load(
@@ -175,15 +176,13 @@ def _huggingface(folder: pathlib.Path, activation: str | None) -> Found:
   tensors = archive.read(folder)
   siglip = model.image.pooling == "map"
   preprocess = _huggingface_preprocess(_json(folder / "preprocessor_config.json"), model)
-  if not siglip:
-    _check_vocabulary(folder)
   return Found(
     "Hugging Face " + ("SiglipModel" if siglip else "CLIPModel"),
     tensors.arrays,
     naming.huggingface,
     model,
     preprocess,
-    "none" if siglip else _original(model),
+    "none" if siglip else _vocabulary(folder, model),
   )
 
 
@@ -217,15 +216,31 @@ def _three(fields: Mapping[str, Any], name: str) -> tuple[float, float, float]:
   return (float(values[0]), float(values[1]), float(values[2]))
 
 
-def _check_vocabulary(folder: pathlib.Path) -> None:
-  """Where the folder has a vocabulary, it must be the original one. Raises: WeightsError."""
+def _vocabulary(folder: pathlib.Path, model: config_lib.Model) -> str:
+  """The folder's own vocabulary, where it has one. Raises: WeightsError when its ids are not ours.
+
+  Returns: as `inference.tokenizer_from` reads it.
+  """
   path = folder / "merges.txt"
   if not path.is_file():
-    return
+    return _original(model)
   lines = path.read_text(encoding="utf-8").splitlines()
-  merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
-  if merges != list(tokenizer_lib.original().merges):
-    raise WeightsError("merges.txt: another vocabulary than CLIP's, which clip_jax does not have")
+  pairs = [line.split() for line in lines if line and not line.startswith("#version")]
+  try:
+    tokenizer = tokenizer_lib.Tokenizer(tuple((left, right) for left, right in pairs))
+  except ValueError as error:
+    raise WeightsError(f"merges.txt: no byte-pair vocabulary of CLIP's kind ({error})") from error
+  if tokenizer == tokenizer_lib.original():
+    return _original(model)
+  ids = _json(folder / "vocab.json")
+  symbols = list(bytepairs.symbol_table(tokenizer.merges))
+  if [ids.get(symbol) for symbol in symbols] != list(range(len(symbols))):
+    raise WeightsError("vocab.json: other ids than merges.txt gives in CLIP's order")
+  if tokenizer.vocab_size > model.text.vocab_size:
+    raise WeightsError(
+      f"merges.txt: {tokenizer.vocab_size} ids, but the model has {model.text.vocab_size}"
+    )
+  return tokenizer.to_json()
 
 
 def _open_clip(folder: pathlib.Path, activation: str | None) -> Found:
@@ -255,7 +270,8 @@ def _open_clip_arrays(
     std=_three(given, "std") if "std" in given else defaults.std,
     resize=resize,
   )
-  return Found("open_clip", arrays, naming.openai, model, preprocess, _original(model))
+  vocabulary = _vocabulary(config_path.parent, model)
+  return Found("open_clip", arrays, naming.openai, model, preprocess, vocabulary)
 
 
 def _original(model: config_lib.Model) -> str:

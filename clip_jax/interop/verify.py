@@ -13,7 +13,7 @@ import jax.export
 import numpy as np
 
 from clip_jax import inference
-from clip_jax.interop import archive, graphs, sources
+from clip_jax.interop import archive, exports, graphs, sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +37,9 @@ def compare(model: inference.Clip, dest: pathlib.Path, format: str) -> list[Comp
   rng = np.random.default_rng(0)
   m = model.config.model
   image_NRR3 = rng.normal(size=(3, m.image.resolution, m.image.resolution, 3)).astype(np.float32)
-  tokens_NL = rng.integers(1, m.text.vocab_size - 2, (3, m.text.context_length)).astype(np.int32)
-  tokens_NL[:, -1] = m.text.vocab_size - 1
+  end = exports.last_token(model)
+  tokens_NL = rng.integers(1, end - 1, (3, m.text.context_length)).astype(np.int32)
+  tokens_NL[:, -2] = end  # and one more behind it, which must not matter to CLIP
   ours = model.encode_image(image_NRR3), model.encode_text(tokens_NL)
   found = []
   if format not in graphs.FORMATS:
@@ -48,7 +49,8 @@ def compare(model: inference.Clip, dest: pathlib.Path, format: str) -> list[Comp
   try:
     version, embeddings = _RUNTIMES[format](dest, image_NRR3, tokens_NL)
   except ImportError as error:
-    return [*found, Comparison(f"{error.name or error} is not installed", None)]
+    missing = Comparison(f"{format}: {error.name or error} is not installed", None)
+    return [*found, missing]
   return [*found, Comparison(version, _largest(ours, embeddings))]
 
 
@@ -81,6 +83,7 @@ def _transformers(
   dest: pathlib.Path, image_NRR3: np.ndarray, tokens_NL: np.ndarray
 ) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
   torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
+  transformers.utils.logging.disable_progress_bar()
   theirs = transformers.AutoModel.from_pretrained(dest).eval()
   with torch.no_grad():
     image = torch.tensor(image_NRR3).permute(0, 3, 1, 2)
