@@ -1,10 +1,11 @@
 """Feeds mutated weights' files to the readers: each is read or refused in one line, nothing else.
 
-python tools/fuzz_archive.py [--inputs 100000] [--seed 0] FILE...
+python tools/fuzz_archive.py [--inputs 100000] [--seed 0] [FILE...]
 
-The files (small ones: torch.save, TorchScript, safetensors, npz) are cut, and have bytes changed,
-swapped, repeated and taken out. An exception other than ArchiveError, an array of more bytes than
-the file, or over ten seconds for one input end the run, with the input kept.
+The files (small ones: torch.save, TorchScript, safetensors, npz; by default one of each kind that
+this project writes) are cut, and have bytes changed, swapped, repeated and taken out. An exception
+other than ArchiveError, an array of more bytes than the file, or over ten seconds for one input end
+the run, with the input kept.
 """
 
 import argparse
@@ -16,12 +17,13 @@ import sys
 import tempfile
 import time
 
+import numpy as np
 import rich.progress
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from clip_jax.interop import archive  # noqa: E402
+from clip_jax.interop import archive, writers  # noqa: E402
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
@@ -67,16 +69,32 @@ def one(path: pathlib.Path, data: bytes, rng: random.Random) -> str:
   return outcome
 
 
+def own_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """A PyTorch archive, a safetensors file and an npz of the same few arrays."""
+  arrays: dict[str, np.ndarray] = {
+    "visual.conv1.weight": np.arange(48, dtype=np.float32).reshape(4, 3, 2, 2),
+    "ln_final.weight": np.ones(5, np.float16),
+    "logit_scale": np.array(2.5, np.float32),
+    "bn1.num_batches_tracked": np.array(7, np.int64),
+  }
+  wide = {name: array.astype(np.float32) for name, array in arrays.items()}
+  writers.torch_archive(folder / "w.pt", arrays)
+  writers.safetensors(folder / "w.safetensors", wide)
+  np.savez(folder / "w.npz", **wide)
+  return sorted(folder.iterdir())
+
+
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-  parser.add_argument("files", nargs="+", type=pathlib.Path)
+  parser.add_argument("files", nargs="*", type=pathlib.Path)
   parser.add_argument("--inputs", type=int, default=100_000)
   parser.add_argument("--seed", type=int, default=0)
   options = parser.parse_args()
-  samples = [file.read_bytes() for file in options.files]
   outcomes: collections.Counter[str] = collections.Counter()
   start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   with tempfile.TemporaryDirectory() as folder:
+    files = options.files or own_files(pathlib.Path(folder))
+    samples = [file.read_bytes() for file in files]
     path = pathlib.Path(folder) / "input"
     for i in rich.progress.track(range(options.inputs), description="inputs"):
       try:
