@@ -150,6 +150,7 @@ class Checkpoint:
 @dataclasses.dataclass(frozen=True)
 class Config:
   name: str = ""
+  init: str = ""  # weights to start from, anything that clip_jax.load reads; empty: random ones
   seed: int = 0
   steps: int = 0
   log_every_steps: int = 20
@@ -191,6 +192,7 @@ def parse(tree: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
 
 # Fields younger than the first checkpoints, with what those runs had in their place.
 _LATER: dict[tuple[str, ...], Any] = {
+  ("init",): "",
   ("model", "image", "blocks"): [],
   ("model", "image", "mlp_width"): 0,
   ("model", "image", "pooling"): "class",

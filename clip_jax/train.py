@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import rich.console
 
-from clip_jax import checkpoint, inference, metrics, sharding, summary, train_step
+from clip_jax import checkpoint, inference, initial, metrics, sharding, summary, train_step
 from clip_jax import config as config_lib
 from clip_jax.data import pipeline, records
 from clip_jax.data import tokenizer as tokenizer_lib
@@ -135,7 +135,9 @@ def workdir_tokenizer(
   else:
     path = workdir / "tokenizer.json"
     if not path.exists():
-      trained = tokenizer_lib.train(pipeline.captions(sources), config.model.text.vocab_size)
+      trained = initial.vocabulary(config) or tokenizer_lib.train(
+        pipeline.captions(sources), config.model.text.vocab_size
+      )
       metrics.write_atomically(path, trained.to_json())
     try:
       tokenizer = tokenizer_lib.Tokenizer.from_json(path.read_text(encoding="utf-8"))
@@ -186,14 +188,14 @@ def _restore_or_init(
   rest = {"step": wanted.step, "opt_state": wanted.opt_state, "guard": wanted.guard}
   restored = checkpoints.restore_latest(wanted.params, rest, wanted.batch_stats)
   if restored is None:
-    return train_step.init_state(config, mesh), {"bad_records": {}, "seen_records": 0}
+    return initial.state(config, mesh), {"bad_records": {}, "seen_records": 0}
   weights = {"params": restored.params, "batch_stats": restored.batch_stats}
   return train_step.TrainState(**weights, **restored.train), restored.meta
 
 
 # Changing these between a save and a restart changes nothing that training computes.
 _FREE = (
-  "name", "log_every_steps", "evaluation", "checkpoint", "data.sources", "data.workers",
+  "name", "init", "log_every_steps", "evaluation", "checkpoint", "data.sources", "data.workers",
   "data.threads", "data.prefetch_batches", "data.max_bad_fraction",
 )  # fmt: skip
 

@@ -50,7 +50,7 @@ LAYERS = (
     "evaluation.curves",
     "evaluation.embedding_map",
   ),
-  ("evaluation.figures", "interop.verify"),
+  ("evaluation.figures", "interop.verify", "initial"),
   ("evaluation.report",),
   ("summary",),
   ("train",),

@@ -80,7 +80,7 @@ def own_files(folder: pathlib.Path) -> list[pathlib.Path]:
   wide = {name: array.astype(np.float32) for name, array in arrays.items()}
   writers.torch_archive(folder / "w.pt", arrays)
   writers.safetensors(folder / "w.safetensors", wide)
-  np.savez(folder / "w.npz", **wide)
+  np.savez(folder / "w.npz", **wide)  # type: ignore[arg-type]
   return sorted(folder.iterdir())
 
 
