@@ -41,7 +41,14 @@ LAYERS = (
     "interop.archive",
   ),
   ("models.clip", "data.pipeline", "evaluation.prompts", "evaluation.encoding"),
-  ("interop.weights", "train_step", "inference", "evaluation.zero_shot", "evaluation.retrieval"),
+  (
+    "interop.weights",
+    "interop.writers",
+    "train_step",
+    "inference",
+    "evaluation.zero_shot",
+    "evaluation.retrieval",
+  ),
   ("interop.graphs",),
   (
     "interop.sources",

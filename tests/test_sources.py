@@ -135,27 +135,16 @@ def _hugging_face(folder, config, preprocessor, variables):
   (folder / "model.safetensors").write_bytes(test_archive._safetensors(arrays))
 
 
-SIGLIP = {
-  "model_type": "siglip",
-  "text_config": {
-    "vocab_size": 50, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
-    "num_attention_heads": 3, "max_position_embeddings": 7,
-  },
-  "vision_config": {
-    "hidden_size": 24, "intermediate_size": 56, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "image_size": 32, "patch_size": 8,
-  },
-}  # fmt: skip
 PREPROCESSOR = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3,
                 "size": {"height": 32, "width": 32}}  # fmt: skip
 
 
 def test_hugging_face(tmp_path):
-  _hugging_face(tmp_path, SIGLIP, PREPROCESSOR, None)
+  _hugging_face(tmp_path, test_weights.SIGLIP, PREPROCESSOR, None)
   model = clip_jax.load(tmp_path)
   assert model.config.model == test_weights._tiny_siglip()
   assert model.preprocess.resize == "squash"
-  clip = {**SIGLIP, "model_type": "clip", "projection_dim": 20}
+  clip = {**test_weights.SIGLIP, "model_type": "clip", "projection_dim": 20}
   cropped = {**PREPROCESSOR, "size": {"shortest_edge": 32}, "do_center_crop": True}
   _hugging_face(tmp_path, clip, cropped, None)
   for merges, message in (

@@ -12,25 +12,25 @@ import torch
 from clip_jax.interop import architecture, naming, weights
 from clip_jax.models import presets
 from clip_jax.models.clip import CLIP
+from tools import golden_open_clip
 
-TEXT = {"context_length": 9, "vocab_size": 70, "width": 24, "heads": 3, "layers": 2}
-VIT = {
-  "embed_dim": 20,
-  "vision_cfg": {
-    "image_size": 40, "patch_size": 8, "width": 32, "layers": 3, "head_width": 8, "mlp_ratio": 3.5
-  },
-  "text_cfg": TEXT,
-}  # fmt: skip
-RESNET = {
-  "embed_dim": 20,
-  "vision_cfg": {"image_size": 96, "layers": [1, 2, 3, 1], "width": 8},
-  "text_cfg": TEXT,
-}
 CONFIGS = {
-  "vit": VIT,
-  "vit_quick_gelu": {**VIT, "quick_gelu": True},
-  "resnet": {**RESNET, "quick_gelu": True},
+  "vit": golden_open_clip.CONFIGS["vit_gelu"],
+  "vit_quick_gelu": golden_open_clip.CONFIGS["vit_quick_gelu"],
+  "resnet": golden_open_clip.CONFIGS["resnet"],
 }
+TEXT, RESNET = CONFIGS["vit"]["text_cfg"], CONFIGS["resnet"]
+SIGLIP = {
+  "model_type": "siglip",
+  "text_config": {
+    "vocab_size": 50, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
+    "num_attention_heads": 3, "max_position_embeddings": 7,
+  },
+  "vision_config": {
+    "hidden_size": 24, "intermediate_size": 56, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "image_size": 32, "patch_size": 8,
+  },
+}  # fmt: skip
 
 
 def randomised(config):
@@ -133,18 +133,7 @@ def test_tables_are_their_own_inverse(table):
 
 
 def _tiny_siglip():
-  config = {
-    "model_type": "siglip",
-    "text_config": {
-      "vocab_size": 50, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
-      "num_attention_heads": 3, "max_position_embeddings": 7,
-    },
-    "vision_config": {
-      "hidden_size": 24, "intermediate_size": 56, "num_hidden_layers": 2,
-      "num_attention_heads": 4, "image_size": 32, "patch_size": 8,
-    },
-  }  # fmt: skip
-  return architecture.from_huggingface_config(config)
+  return architecture.from_huggingface_config(SIGLIP)
 
 
 def test_half_precision_is_widened(theirs):
@@ -224,7 +213,7 @@ def test_the_architecture_is_seen_in_the_shapes(name):
 )
 def test_towers_that_are_not_here_are_refused_by_name(change, message):
   with pytest.raises(weights.WeightsError, match=message):
-    architecture.from_open_clip_config({**VIT, **change})
+    architecture.from_open_clip_config({**CONFIGS["vit"], **change})
 
 
 def test_unknown_shapes_do_not_show_their_heads(theirs):

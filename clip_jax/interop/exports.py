@@ -7,8 +7,6 @@ needs nothing of those frameworks; graphs (onnx, stablehlo, savedmodel) are grap
 
 import math
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,36 +29,20 @@ def export(model: inference.Clip, dest: pathlib.Path, format: str) -> None:
     written, or the weights hold NaN.
   """
   refuse(model.config.model, format)
-  if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-    raise WeightsError(f"{dest}: is there already; give a new name")
-  try:
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = pathlib.Path(tempfile.mkdtemp(prefix=f".{dest.name}.", dir=dest.parent))
-  except OSError as error:
-    raise WeightsError(f"{dest}: cannot be written ({error.strerror})") from error
-  try:
+  with writers.whole(dest, file=format == "openai") as folder:
     if format == "openai":
       arrays = _arrays(model, naming.openai)
-      writers.torch_archive(unfinished / dest.name, {**arrays, **_counts(arrays)})
-      (unfinished / dest.name).rename(dest)
-      return
-    if format == "open_clip":
-      _open_clip(model, _arrays(model, naming.openai), unfinished)
+      writers.torch_archive(folder / dest.name, {**arrays, **_counts(arrays)})
+    elif format == "open_clip":
+      _open_clip(model, _arrays(model, naming.openai), folder)
       if model.tokenizer not in (None, tokenizer_lib.original()):  # open_clip has the original's
-        _tokenizer_files(model, unfinished)
+        _tokenizer_files(model, folder)
     elif format == "huggingface":
-      _huggingface(model, _arrays(model, naming.huggingface), unfinished)
-      _inputs_files(model, unfinished)
+      _huggingface(model, _arrays(model, naming.huggingface), folder)
+      _inputs_files(model, folder)
     else:
-      graphs.write(model, unfinished, format)
-      _inputs_files(model, unfinished)
-    for path in (unfinished, *unfinished.rglob("*")):  # some writers keep theirs to themselves
-      path.chmod(0o755 if path.is_dir() else 0o644)
-    unfinished.rename(dest)
-  except OSError as error:
-    raise WeightsError(f"{dest}: cannot be written ({error.strerror or error})") from error
-  finally:
-    shutil.rmtree(unfinished, ignore_errors=True)
+      graphs.write(model, folder, format)
+      _inputs_files(model, folder)
 
 
 def _arrays(

@@ -8,8 +8,6 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,7 +18,7 @@ from clip_jax import checkpoint, inference
 from clip_jax import config as config_lib
 from clip_jax.data import bytepairs
 from clip_jax.data import tokenizer as tokenizer_lib
-from clip_jax.interop import architecture, archive, naming, weights
+from clip_jax.interop import architecture, archive, naming, weights, writers
 from clip_jax.interop.architecture import WeightsError
 from clip_jax.models import resize
 
@@ -94,30 +92,18 @@ def save(model: inference.Clip, dest: pathlib.Path) -> None:
 
   Raises: WeightsError when `dest` is there already or cannot be written; CheckpointError.
   """
-  if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-    raise WeightsError(f"{dest}: is there already; give a new folder")
   tokenizer = model.tokenizer
   name = "none" if tokenizer is None else "original"
   if tokenizer is not None and tokenizer != tokenizer_lib.original():
     name = tokenizer.to_json()
-  try:
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = pathlib.Path(tempfile.mkdtemp(prefix=f".{dest.name}.", dir=dest.parent))
-  except OSError as error:
-    raise WeightsError(f"{dest}: cannot be written ({error.strerror})") from error
-  try:
-    checkpoints = checkpoint.Checkpoints(unfinished)
+  with writers.whole(dest) as folder:
+    checkpoints = checkpoint.Checkpoints(folder)
     try:
       facts = {"config": config_lib.to_dict(model.config), "data": {}, "tokenizer": name}
       step = {"step": jax.numpy.int32(model.step)}
       checkpoints.save(model.step, model.params, step, facts, model.batch_stats)
     finally:
       checkpoints.close()
-    unfinished.chmod(0o755)
-    unfinished.rename(dest)
-  except BaseException:
-    shutil.rmtree(unfinished, ignore_errors=True)
-    raise
 
 
 def find(path: pathlib.Path, activation: str | None = None) -> Found:

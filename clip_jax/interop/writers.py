@@ -1,14 +1,43 @@
 """What other frameworks read, written without them: safetensors, PyTorch's archive, JSON."""
 
+import contextlib
 import json
 import math
 import pathlib
+import shutil
 import struct
+import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+
+from clip_jax.interop.architecture import WeightsError
+
+
+@contextlib.contextmanager
+def whole(dest: pathlib.Path, file: bool = False) -> Iterator[pathlib.Path]:
+  """A new folder to write into, which becomes `dest` when all went well, and else goes away.
+
+  With `file`, the file of that name within it becomes `dest`.
+  Raises: WeightsError when `dest` is there already (an empty folder may be) or cannot be written.
+  """
+  if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+    raise WeightsError(f"{dest}: is there already; give a new name")
+  unfinished: pathlib.Path | None = None
+  try:
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = pathlib.Path(tempfile.mkdtemp(prefix=f".{dest.name}.", dir=dest.parent))
+    yield unfinished
+    for path in (unfinished, *unfinished.rglob("*")):  # some writers keep theirs to themselves
+      path.chmod(0o755 if path.is_dir() else 0o644)
+    (unfinished / dest.name if file else unfinished).rename(dest)
+  except OSError as error:
+    raise WeightsError(f"{dest}: cannot be written ({error.strerror or error})") from error
+  finally:
+    if unfinished is not None:
+      shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
