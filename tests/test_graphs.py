@@ -53,9 +53,10 @@ def check(model, run, channels_first=False):
     np.testing.assert_allclose(run("image_encoder", pixels)[0], image_BE, atol=2e-6)
     np.testing.assert_allclose(run("text_encoder", tokens_BL)[0], text_BE, atol=2e-6)
     both = run("clip", pixels, tokens_BL)
-    np.testing.assert_allclose(both[0], image_BE, atol=2e-6)
-    np.testing.assert_allclose(both[1], text_BE, atol=2e-6)
-    np.testing.assert_allclose(both[2], logits_BB, atol=1e-4)
+    np.testing.assert_allclose(both[0], logits_BB, atol=1e-4)
+    np.testing.assert_allclose(both[1], logits_BB.T, atol=1e-4)
+    np.testing.assert_allclose(both[2], text_BE, atol=2e-6)
+    np.testing.assert_allclose(both[3], image_BE, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", ["vit_quick_gelu", "resnet", "siglip"])

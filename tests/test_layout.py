@@ -132,6 +132,7 @@ TESTED_WITH = {
   "cli_options": "cli",
   "interop.verify": "exports",
   "interop.writers": "exports",
+  "interop.onnx_edits": "graphs",
   "interop.naming": "weights",
   "interop.architecture": "weights",
   "models.transformer": "models",

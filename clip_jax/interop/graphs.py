@@ -2,7 +2,7 @@
 
 Each folder holds three graphs in float32 for any batch: `image_encoder`, `text_encoder` and `clip`
 (both, with the logits), and a graphs.json that names their inputs and outputs. ONNX takes pixels as
-[B, 3, R, R], as PyTorch's exports do; the other two as [B, R, R, 3].
+[B, 3, R, R] and tokens as int64, as PyTorch's exports do; the other two [B, R, R, 3] and int32.
 """
 
 import dataclasses
@@ -20,12 +20,13 @@ import numpy as np
 from jax.extend import core
 
 from clip_jax import inference
-from clip_jax.interop import weights, writers
+from clip_jax.interop import onnx_edits, weights, writers
 from clip_jax.interop.architecture import WeightsError
 from clip_jax.models.clip import CLIP
 
 FORMATS = ("onnx", "stablehlo", "savedmodel")
 PLATFORMS = ("cpu", "cuda", "tpu")  # of StableHLO and SavedModel
+_ONE_FILE_BYTES = 2**31 - 2**24  # an .onnx file holds less than 2 GiB, names and nodes included
 _NEEDS = {
   "onnx": ("jax2onnx", "pip install 'clip-jax-tpu[onnx]' && pip install --no-deps jax2onnx"),
   "savedmodel": ("tensorflow", "pip install 'clip-jax-tpu[savedmodel]'"),
@@ -57,14 +58,14 @@ def write(model: inference.Clip, folder: pathlib.Path, format: str) -> None:
   weights.finite(model.variables)
   {"onnx": _onnx, "stablehlo": _stablehlo, "savedmodel": _savedmodel}[format](model, folder)
   m = model.config.model
-  channels_first = format == "onnx"
+  shapes, integers = _shapes(model, format == "onnx"), "int64" if format == "onnx" else "int32"
   description = {
     "graphs": {g.name: {"inputs": g.inputs, "outputs": g.outputs} for g in graphs(model, False)},
-    "pixel_values": f"float32 {_shapes(model, channels_first)['pixel_values']}, normalised",
-    "input_ids": f"int32 {_shapes(model, channels_first)['input_ids']}",
+    "pixel_values": f"float32 {shapes['pixel_values']}, normalised",
+    "input_ids": f"{integers} {shapes['input_ids']}",
     "image_embeds": f"float32 ['images', {m.embed_dim}], of length 1",
     "text_embeds": f"float32 ['texts', {m.embed_dim}], of length 1",
-    "logits_per_image": "float32 ['images', 'texts']",
+    "logits_per_image": "float32 ['images', 'texts']; logits_per_text: the same transposed",
     "loss": m.loss,
   }
   writers.json_file(folder / "graphs.json", description)
@@ -86,13 +87,14 @@ def graphs(model: inference.Clip, channels_first: bool) -> list[Graph]:
     logits_NN = jnp.exp(variables["params"]["log_scale"]) * image_NE @ text_NE.T
     if config.loss == "sigmoid":
       logits_NN = logits_NN + variables["params"]["logit_bias"]
-    return image_NE, text_NE, logits_NN
+    return logits_NN, logits_NN.T, text_NE, image_NE
 
-  pixels, tokens, embeddings = "pixel_values", "input_ids", ("image_embeds", "text_embeds")
+  pixels, tokens = "pixel_values", "input_ids"
+  logits = ("logits_per_image", "logits_per_text")
   return [
-    Graph("image_encoder", image, (pixels,), embeddings[:1]),
-    Graph("text_encoder", text, (tokens,), embeddings[1:]),
-    Graph("clip", both, (pixels, tokens), (*embeddings, "logits_per_image")),
+    Graph("image_encoder", image, (pixels,), ("image_embeds",)),
+    Graph("text_encoder", text, (tokens,), ("text_embeds",)),
+    Graph("clip", both, (pixels, tokens), (*logits, "text_embeds", "image_embeds")),
   ]
 
 
@@ -118,7 +120,7 @@ def _onnx(model: inference.Clip, folder: pathlib.Path) -> None:
   # One tells of its plugins for libraries that are not here, the other of shapes it leaves open.
   for name in ("jax2onnx", "onnx_ir"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
-  jax2onnx = importlib.import_module("jax2onnx")
+  jax2onnx, ir = importlib.import_module("jax2onnx"), importlib.import_module("onnx_ir")
   variables = jax.tree.map(np.asarray, model.variables)
   for graph in graphs(model, channels_first=True):
     specs = _specs(model, graph, channels_first=True)
@@ -129,15 +131,20 @@ def _onnx(model: inference.Clip, folder: pathlib.Path) -> None:
       outputs = inline(c.jaxpr, constants, inputs)
       return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
-    jax2onnx.to_onnx(
+    onnx = jax2onnx.to_onnx(
       flat,
       specs,
       model_name=graph.name,
+      opset=18,
       input_names=graph.inputs,
       output_names=graph.outputs,
-      return_mode="file",
-      output_path=folder / f"{graph.name}.onnx",
+      return_mode="ir",
     )
+    onnx_edits.multiply_by_matrices(ir, onnx)
+    onnx_edits.widen_tokens(ir, onnx)
+    path = folder / f"{graph.name}.onnx"
+    size = sum(value.const_value.nbytes for value in onnx.graph.initializers.values())
+    ir.save(onnx, path, external_data=f"{path.name}.data" if size > _ONE_FILE_BYTES else None)
 
 
 def inline(jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
@@ -211,7 +218,7 @@ def _stablehlo(model: inference.Clip, folder: pathlib.Path) -> None:
 
 
 def _savedmodel(model: inference.Clip, folder: pathlib.Path) -> None:
-  """One SavedModel of three signatures, by their names."""
+  """One SavedModel of three signatures; the whole model is `serving_default`."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   tf = importlib.import_module("tensorflow")
   jax2tf = importlib.import_module("jax.experimental.jax2tf")
@@ -235,5 +242,6 @@ def _savedmodel(model: inference.Clip, folder: pathlib.Path) -> None:
     specs = [
       tf.TensorSpec([None, *shapes[name][1:]], dtypes[name], name=name) for name in graph.inputs
     ]
-    signatures[graph.name] = tf.function(function, autograph=False).get_concrete_function(*specs)
+    concrete = tf.function(function, autograph=False).get_concrete_function(*specs)
+    signatures["serving_default" if graph.name == "clip" else graph.name] = concrete
   tf.saved_model.save(module, str(folder), signatures)

@@ -96,7 +96,10 @@ def _onnxruntime(
   dest: pathlib.Path, image_NRR3: np.ndarray, tokens_NL: np.ndarray
 ) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
   runtime = importlib.import_module("onnxruntime")
-  inputs = {"pixel_values": image_NRR3.transpose(0, 3, 1, 2).copy(), "input_ids": tokens_NL}
+  inputs = {
+    "pixel_values": image_NRR3.transpose(0, 3, 1, 2).copy(),
+    "input_ids": tokens_NL.astype(np.int64),
+  }
 
   def run(graph: str, names: list[str]) -> list[np.ndarray]:
     path = str(dest / f"{graph}.onnx")
@@ -108,7 +111,7 @@ def _onnxruntime(
     run("text_encoder", ["input_ids"]),
   )
   both = run("clip", ["pixel_values", "input_ids"])
-  return f"onnxruntime {runtime.__version__}", _agreeing(image_NE, text_NE, both[0], both[1])
+  return f"onnxruntime {runtime.__version__}", _agreeing(image_NE, text_NE, both[3], both[2])
 
 
 def _jax_export(
@@ -122,7 +125,7 @@ def _jax_export(
 
   (image_NE,), (text_NE,) = run("image_encoder", image_NRR3), run("text_encoder", tokens_NL)
   both = run("clip", image_NRR3, tokens_NL)
-  return f"jax.export {jax.__version__}", _agreeing(image_NE, text_NE, both[0], both[1])
+  return f"jax.export {jax.__version__}", _agreeing(image_NE, text_NE, both[3], both[2])
 
 
 def _tensorflow(
@@ -132,7 +135,9 @@ def _tensorflow(
   signatures = tf.saved_model.load(str(dest)).signatures
   image = signatures["image_encoder"](pixel_values=tf.constant(image_NRR3))["image_embeds"].numpy()
   text = signatures["text_encoder"](input_ids=tf.constant(tokens_NL))["text_embeds"].numpy()
-  both = signatures["clip"](pixel_values=tf.constant(image_NRR3), input_ids=tf.constant(tokens_NL))
+  both = signatures["serving_default"](
+    pixel_values=tf.constant(image_NRR3), input_ids=tf.constant(tokens_NL)
+  )
   embeddings = both["image_embeds"].numpy(), both["text_embeds"].numpy()
   return f"tensorflow {tf.__version__}", _agreeing(image, text, *embeddings)
 
