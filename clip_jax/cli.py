@@ -62,6 +62,7 @@ def _one_line(error: Exception) -> str:
   if isinstance(error, OSError) and error.strerror:
     return f"{error.filename or 'input or output'}: {error.strerror}"
   text = " ".join(str(error).split()) or type(error).__name__
+  text = "".join(c if c.isprintable() else "?" for c in text)  # a name from a file may hold any
   foreign = not type(error).__module__.startswith("clip_jax") and not isinstance(error, ValueError)
   return f"{type(error).__name__}: {text} (--debug shows where)" if foreign else text
 
@@ -228,6 +229,9 @@ def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
     table.add_row(comparison.runtime, "not checked" if difference is None else f"{difference:.1e}")
   read = [{"runtime": c.runtime, "largest_difference": c.largest_difference} for c in found]
   _print(options, table, {"written": str(dest), "read_back": read})
+  wrong = [str(c) for c in found if c.largest_difference is not None and not c.agrees]
+  if wrong:
+    raise UsageError(f"{dest}: written, but not the same when read back: {'; '.join(wrong)}")
   return 0
 
 

@@ -33,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
   common.add_argument("--json", action="store_true", help="print JSON for programs, not a table")
   common.add_argument("--debug", action="store_true", help="show the stack trace of an error")
   weights = argparse.ArgumentParser(add_help=False)
-  weights.add_argument("--weights", required=True, metavar="DIR", help="a workdir with checkpoints")
+  weights.add_argument(
+    "--weights", required=True, metavar="DIR", help="a workdir, or what import takes"
+  )
 
   train = add(
     "train",

@@ -1,11 +1,14 @@
 """Reading weights' files: what torch and NumPy wrote comes back, what is hostile is refused."""
 
+import contextlib
+import functools
 import io
 import json
 import os
 import pickle
 import random
 import struct
+import warnings
 import zipfile
 
 import ml_dtypes
@@ -307,12 +310,33 @@ def test_safetensors_that_are_odd(tmp_path):
       archive.read(path)
 
 
+class Tower(torch.nn.Module):
+  """As OpenAI's files: modules within modules, parameters, a buffer."""
+
+  def __init__(self):
+    super().__init__()
+    self.inner = torch.nn.Linear(3, 2)
+    self.register_buffer("size", torch.tensor(7))
+
+  def forward(self, x):
+    return self.inner(x)
+
+
+@functools.cache
+def scripted() -> bytes:
+  file = io.BytesIO()
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.jit.save(torch.jit.script(Tower()), file)
+  return file.getvalue()
+
+
 def samples() -> list[bytes]:
   """One good file of each format."""
   torch_file, npz = io.BytesIO(), io.BytesIO()
   torch.save(_state(), torch_file)
   np.savez(npz, **{"params/a": ARRAYS["a"], "params/b": ARRAYS["b"]})
-  return [torch_file.getvalue(), _safetensors(ARRAYS), npz.getvalue()]
+  return [torch_file.getvalue(), _safetensors(ARRAYS), npz.getvalue(), scripted()]
 
 
 SAMPLES = samples()
@@ -326,6 +350,32 @@ def test_mutated_files_are_read_or_refused(tmp_path_factory, which, seed):
 
   path = tmp_path_factory.getbasetemp() / "fuzzed"
   fuzz_archive.one(path, SAMPLES[which], random.Random(seed))
+
+
+# Pieces of pickles from which a machine of memo entries and containers can be made.
+_PIECES = [
+  b"K\x01", b"}", b"]", b")", b"(", b"t", b"\x85", b"\x86", b"\x87", b"q\x00", b"q\x01", b"h\x00",
+  b"h\x01", b"s", b"u", b"a", b"e", b"Q", b"R", b"b", b"\x81", b"N", b"\x88", b"X\x01\x00\x00\x00a",
+  b"X\x07\x00\x00\x00storage", b"ccollections\nOrderedDict\n", b"c__torch__.A\nB\n",
+  b"ctorch\nFloatStorage\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"\x94",
+]  # fmt: skip
+
+
+@settings(max_examples=600, deadline=1000)
+@given(st.lists(st.sampled_from(_PIECES), max_size=120), st.integers(0, 40))
+def test_any_sequence_of_allowed_opcodes_ends(pieces, doublings):
+  """Also with a last object made of itself, twice a time: the deadline and the memory are small."""
+  doubled = b"".join(b"q\x02h\x02\x86" for _ in range(doublings))
+  for tail in (b"", doubled, doubled + b"Q", b"}" + doubled + b"K\x01s"):
+    with contextlib.suppress(unpickle.PickleError):
+      unpickle.named_tensors(unpickle.load(b"\x80\x02" + b"".join(pieces) + tail + b"."))
+
+
+def test_dictionaries_that_hold_one_another_twice_are_refused():
+  both = b"X\x01\x00\x00\x00ah\x00sX\x01\x00\x00\x00bh\x00s"
+  levels = b"".join(b"q\x00}" + both for _ in range(28))
+  with pytest.raises(unpickle.PickleError, match="hold one another too often"):
+    unpickle.named_tensors(unpickle.load(b"\x80\x02}" + levels + b"."))
 
 
 def _mapped_bytes():

@@ -15,7 +15,16 @@ import torch
 from clip_jax import cli, cli_options, inference
 from clip_jax import config as c
 from clip_jax.data import tokenizer as tokenizer_lib
-from clip_jax.interop import architecture, archive, exports, sources, verify, weights, writers
+from clip_jax.interop import (
+  architecture,
+  archive,
+  exports,
+  naming,
+  sources,
+  verify,
+  weights,
+  writers,
+)
 
 CONFIGS = {**test_weights.CONFIGS, "wide": test_sources.WIDE}
 
@@ -63,8 +72,16 @@ def test_openai_is_what_its_builder_takes(tmp_path, name):
   state = torch.load(tmp_path / "out.pt", weights_only=True)
   build = open_clip_alone.module("model").build_model_from_openai_state_dict
   theirs = build(dict(state), cast_dtype=torch.float32).float()
+  for size in naming.OPENAI_SIZES:
+    del state[size]
   theirs.load_state_dict(state)  # the builder rounds to half precision
   test_sources._close(model, theirs, config, 2e-6)
+  (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": test_weights.TEXT}))
+  _same(sources.load(tmp_path / "out.pt"), model)  # whatever lies beside it
+  assert verify.compare(model, tmp_path / "out.pt", "openai")[0].agrees
+  (tmp_path / "open_clip_config.json").unlink()
+  with pytest.raises(weights.WeightsError, match="one of OpenAI's own files"):
+    exports.export(model, tmp_path / "ViT-B-32.pt", "openai")
   assert list(tmp_path.iterdir()) == [tmp_path / "out.pt"]
 
 
@@ -169,3 +186,20 @@ def test_export_from_the_command_line(tmp_path, capsys):
   assert read[0]["largest_difference"] < 1e-6
   assert cli.main(words) == 2
   assert "is there already" in capsys.readouterr().err
+
+
+def test_rounding_to_bfloat16_is_not_taken_for_a_difference(tmp_path):
+  model = _clip(architecture.from_open_clip_config(CONFIGS["vit"]))
+  config = dataclasses.replace(model.config.model, compute_dtype="bfloat16")
+  model.config = dataclasses.replace(model.config, model=config)
+  exports.export(model, tmp_path / "out", "open_clip")
+  assert verify.compare(model, tmp_path / "out", "open_clip")[0].largest_difference < 1e-6
+
+
+def test_a_file_that_differs_is_no_success(tmp_path, capsys, monkeypatch):
+  model = _clip(architecture.from_open_clip_config(CONFIGS["vit"]))
+  sources.save(model, tmp_path / "in")
+  monkeypatch.setattr(verify, "compare", lambda *_: [verify.Comparison("it", 0.1)])
+  words = ["export", str(tmp_path / "in"), str(tmp_path / "out"), "--format", "open_clip"]
+  assert cli.main(words) == 2
+  assert "not the same when read back: it: embeddings differ by 1.0e-01" in capsys.readouterr().err

@@ -145,6 +145,7 @@ def test_hugging_face(tmp_path):
   assert model.config.model == test_weights._tiny_siglip()
   assert model.preprocess.resize == "squash"
   clip = {**test_weights.SIGLIP, "model_type": "clip", "projection_dim": 20}
+  clip["text_config"] = {**clip["text_config"], "eos_token_id": 49}
   cropped = {**PREPROCESSOR, "size": {"shortest_edge": 32}, "do_center_crop": True}
   _hugging_face(tmp_path, clip, cropped, None)
   for merges, message in (
@@ -167,13 +168,79 @@ def test_hugging_face(tmp_path):
   model = clip_jax.load(tmp_path)
   assert (model.preprocess.resize, model.config.model.activation) == ("shortest", "quick_gelu")
   for change, message in (
-    ({"resample": 2}, "resample 2, not 3"),
+    ({"resample": 2}, "resample 2; clip_jax has 3"),
     ({"size": {"shortest_edge": 64}}, "takes 32 pixels"),
+    ({"crop_size": {"height": 32, "width": 16}}, "crop_size .* takes 32 pixels"),
+    ({"do_normalize": False}, "do_normalize False; clip_jax has True"),
+    ({"do_rescale": False}, "do_rescale False"),
+    ({"do_resize": False}, "do_resize False"),
+    ({"rescale_factor": 1 / 127.5}, "rescale_factor"),
+    ({"do_center_crop": False}, "do_center_crop False"),
+    ({"image_mean": ["a", "b", "c"]}, "is not three numbers"),
+    ({"image_std": [0, 0, 0]}, "std: must be over 0"),
     ({"image_std": [0.5]}, "is not three numbers"),
   ):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({**cropped, **change}))
     with pytest.raises(weights.WeightsError, match=message):
       clip_jax.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("where", "change", "message"),
+  [
+    ("text_config", {"eos_token_id": 5}, "eos_token_id 5; clip_jax pools texts at 49"),
+    ("vision_config", {"num_channels": 4}, "num_channels 4"),
+    ("text_config", {"num_hidden_layers": "2"}, "num_hidden_layers: '2' is no count"),
+    ("vision_config", {"num_hidden_layers": 10**6}, "1,000,002 blocks; there are"),
+    (
+      "vision_config",
+      {"hidden_size": 2**20, "num_attention_heads": 2**4},
+      "parameters; the arrays",
+    ),
+    ("vision_config", {"layer_norm_eps": "small"}, "layer_norm_eps is"),
+  ],
+)
+def test_hugging_face_configs_that_do_not_suit(tmp_path, where, change, message):
+  clip = {**test_weights.SIGLIP, "model_type": "clip", "projection_dim": 20}
+  clip["text_config"] = {**clip["text_config"], "eos_token_id": 49}
+  cropped = {**PREPROCESSOR, "size": {"shortest_edge": 32}, "do_center_crop": True}
+  _hugging_face(tmp_path, clip, cropped, None)
+  changed = {**clip, where: {**clip[where], **change}}
+  (tmp_path / "config.json").write_text(json.dumps(changed))
+  with pytest.raises(weights.WeightsError, match=message):
+    clip_jax.load(tmp_path)
+
+
+def test_open_clips_preprocessing_is_checked(tmp_path):
+  torch_model = _torch_model(WIDE)
+  torch.save(torch_model.state_dict(), tmp_path / "w.pt")
+  for change, message in (
+    ({"size": 96}, "size 96, but the model takes 32 pixels"),
+    ({"mode": "L"}, "mode 'L', not RGB"),
+    ({"std": [0, 0, 0]}, "std: must be over 0"),
+  ):
+    config = {"model_cfg": WIDE, "preprocess_cfg": change}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(weights.WeightsError, match=message):
+      clip_jax.load(tmp_path / "w.pt")
+
+
+def test_our_own_folders_are_checked_too(tmp_path):
+  model = clip_jax.load(_siglip_file(tmp_path))
+  sources.save(model, tmp_path / "ours")
+  with pytest.raises(weights.WeightsError, match="its activation is gelu_tanh"):
+    clip_jax.load(tmp_path / "ours", "gelu")
+  model.params["log_scale"] = jax.numpy.float32(np.nan)
+  sources.save(model, tmp_path / "nan")
+  with pytest.raises(weights.WeightsError, match="NaN or infinity: params/log_scale"):
+    clip_jax.load(tmp_path / "nan")
+
+
+def _siglip_file(folder):
+  config = test_weights._tiny_siglip()
+  arrays = weights.to_theirs(_random_variables(config), naming.big_vision(config))
+  np.savez(folder / "w.npz", **arrays)
+  return folder / "w.npz"
 
 
 def test_saved_weights_are_the_same(tmp_path):

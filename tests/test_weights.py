@@ -127,6 +127,8 @@ def test_tables_are_their_own_inverse(table):
   rng = np.random.default_rng(5)
   shapes = weights.abstract_variables(model)
   variables = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
+  if openai:  # a variance is not negative
+    variables["batch_stats"] = jax.tree.map(np.abs, variables["batch_stats"])
   names = table(model)
   back = weights.to_ours(weights.to_theirs(variables, names), names, model)
   jax.tree.map(np.testing.assert_array_equal, back, variables)
@@ -230,3 +232,52 @@ def test_jax_takes_the_memory_as_it_is(theirs):
   ours = weights.to_ours(_arrays(torch_model), naming.openai(model), model)
   for array in jax.tree.leaves(ours):
     assert jax.device_put(array).unsafe_buffer_pointer() == array.ctypes.data
+
+
+def test_a_negative_variance_is_refused():
+  model = architecture.from_open_clip_config(RESNET)
+  arrays = _arrays(randomised(RESNET))
+  arrays["visual.bn1.running_var"] = -arrays["visual.bn1.running_var"]
+  with pytest.raises(weights.WeightsError, match=r"visual\.bn1\.running_var holds a negative"):
+    weights.to_ours(arrays, naming.openai(model), model)
+
+
+def test_heads_of_a_resnets_pool_come_from_the_config():
+  """open_clip gives the pool 32 * width / head_width heads."""
+  config = copy.deepcopy(RESNET)
+  config["vision_cfg"]["head_width"] = 32
+  theirs, model = randomised(config), architecture.from_open_clip_config(config)
+  variables = weights.to_ours(_arrays(theirs), naming.openai(model), model)
+  image_BRR3, _ = _inputs(model)
+  got = CLIP(model).apply(variables, image_BRR3, method="encode_image")
+  with torch.no_grad():
+    image = torch.tensor(image_BRR3).permute(0, 3, 1, 2)
+    expected = theirs.encode_image(image, normalize=True).numpy()
+  assert model.image.heads == 8
+  np.testing.assert_allclose(got, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"embed_dim": None}, "embed_dim: None is no count"),
+    ({"vision_cfg": [1]}, "vision_cfg: .* is no JSON object"),
+    ({"vision_cfg": {"width": "128"}}, "width: '128' is no count"),
+    ({"vision_cfg": {"head_width": 0}}, "head_width: 0 is no count"),
+    ({"vision_cfg": {"patch_size": True}}, "patch_size: True is no count"),
+    ({"vision_cfg": {"image_size": -64}}, "image_size: -64 is no count"),
+    ({"vision_cfg": {"image_size": [64, 32]}}, "square images only"),
+    ({"vision_cfg": {"layers": [3, "4", 6, 3]}}, "layers: '4' is no count"),
+    ({"vision_cfg": {"mlp_ratio": "4"}}, "mlp_ratio: '4' is no ratio"),
+    ({"text_cfg": {"heads": 2.0}}, r"heads: 2\.0 is no count"),
+  ],
+)
+def test_open_clip_configs_that_are_none(change, message):
+  config = {**CONFIGS["vit"], **change}
+  with pytest.raises(weights.WeightsError, match=message):
+    architecture.from_open_clip_config(config)
+
+
+def test_a_square_given_twice_is_one():
+  config = {**CONFIGS["vit"], "vision_cfg": {"image_size": [64, 64], "patch_size": 16}}
+  assert architecture.from_open_clip_config(config).image.resolution == 64

@@ -27,15 +27,22 @@ def from_openai_shapes(shapes: Shapes, activation: str | None, released: bool = 
   Args: released, for an archive of OpenAI's own code, in which every head is 64 wide.
   Raises: WeightsError.
   """
+  refused = {
+    "visual.trunk.": "its image tower is timm's (visual.trunk.*), which clip_jax does not have",
+    "text.transformer.resblocks.": "its text tower is apart (text.*, open_clip's CustomTextCLIP), "
+    "which clip_jax does not read",
+    "text.": "its text tower is another library's (text.*), which clip_jax does not have",
+    "text_model.": "these are names of Hugging Face: give the folder with its config.json",
+  }
+  for prefix, reason in refused.items():
+    if any(name.startswith(prefix) for name in shapes):
+      raise WeightsError(reason)
+  _size(shapes, "positional_embedding", 0)  # before a question about something else altogether
   if activation is None:
     raise WeightsError(
-      "these weights do not say their activation: pass --activation quick_gelu (as OpenAI's and "
-      "DFN's have) or --activation gelu (LAION's, DataComp's)"
+      "these weights do not say their activation: import them with --activation quick_gelu (as "
+      "OpenAI's and DFN's have) or gelu (LAION's, DataComp's); clip_jax.load takes it too"
     )
-  if any(name.startswith("visual.trunk.") for name in shapes):
-    raise WeightsError("its image tower is timm's (visual.trunk.*), which clip_jax does not have")
-  if any(name.startswith("text.transformer.embeddings") for name in shapes):
-    raise WeightsError("its text tower is a Hugging Face model, which clip_jax does not have")
   text = Text(
     context_length=_size(shapes, "positional_embedding", 0),
     vocab_size=_size(shapes, "token_embedding.weight", 0),
@@ -123,7 +130,7 @@ _OPEN_CLIP_TEXT = {
 
 def from_open_clip_config(config: Mapping[str, Any]) -> Model:
   """The model of open_clip's `model_cfg`. Raises: WeightsError naming what is not here."""
-  image, text = dict(config.get("vision_cfg", {})), dict(config.get("text_cfg", {}))
+  image, text = section(config, "vision_cfg"), section(config, "text_cfg")
   if "timm_model_name" in image:
     raise WeightsError(f"its image tower is timm's {image['timm_model_name']}, which is not here")
   if "hf_model_name" in text:
@@ -131,39 +138,62 @@ def from_open_clip_config(config: Mapping[str, Any]) -> Model:
   _refuse(config, {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}, "model_cfg")
   _refuse(image, _OPEN_CLIP_VISION, "vision_cfg")
   _refuse(text, _OPEN_CLIP_TEXT, "text_cfg")
-  layers, width = image.get("layers", 12), image.get("width", 768)
+  width, side = _whole(image, "width", 768), _square(image, "image_size", 224)
+  head_width, layers = _whole(image, "head_width", 64), image.get("layers", 12)
   if isinstance(layers, (list, tuple)):
-    tower = Vision(
-      image.get("image_size", 224),
-      32,
-      width=width,
-      layers=0,
-      heads=width // 2,
-      blocks=tuple(layers),
-    )
+    blocks = tuple(_whole({"layers": count}, "layers", 0) for count in layers)
+    heads = 32 * width // head_width
+    tower = Vision(side, 32, width=width, layers=0, heads=heads, blocks=blocks)
   else:
     tower = Vision(
-      resolution=image.get("image_size", 224),
-      patch=image.get("patch_size", 16),
+      resolution=side,
+      patch=_whole(image, "patch_size", 16),
       width=width,
-      layers=layers,
-      heads=width // image.get("head_width", 64),
+      layers=_whole(image, "layers", 12),
+      heads=width // head_width,
       mlp_width=_ratio(width, image.get("mlp_ratio", 4.0)),
     )
-  words = text.get("width", 512)
+  words = _whole(text, "width", 512)
   return Model(
     tower,
     Text(
-      context_length=text.get("context_length", 77),
-      vocab_size=text.get("vocab_size", 49408),
+      context_length=_whole(text, "context_length", 77),
+      vocab_size=_whole(text, "vocab_size", 49408),
       width=words,
-      layers=text.get("layers", 12),
-      heads=text.get("heads", 8),
+      layers=_whole(text, "layers", 12),
+      heads=_whole(text, "heads", 8),
       mlp_width=_ratio(words, text.get("mlp_ratio", 4.0)),
     ),
-    config["embed_dim"],
+    _whole(config, "embed_dim", 0),
     activation="quick_gelu" if config.get("quick_gelu", False) else "gelu",
   )
+
+
+def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+  """A part of a config, empty where it is not there. Raises: WeightsError when it is no object."""
+  value = config.get(name) or {}
+  if not isinstance(value, dict):
+    raise WeightsError(f"{name}: {str(value)[:60]} is no JSON object")
+  return value
+
+
+def _whole(fields: Mapping[str, Any], name: str, default: int) -> int:
+  """A count from a config; default 0: it must be there. Raises: WeightsError when it is none."""
+  value = fields.get(name, default)
+  if type(value) is not int or not 1 <= value < 2**24:
+    given = repr(value)[:60] if name in fields else "nothing"
+    raise WeightsError(f"{name}: {given} is no count from 1 to 16 million")
+  return value
+
+
+def _square(fields: Mapping[str, Any], name: str, default: int) -> int:
+  """A side in pixels, given once or twice. Raises: WeightsError when it is none."""
+  value = fields.get(name, default)
+  if isinstance(value, (list, tuple)):
+    if len(value) != 2 or value[0] != value[1]:
+      raise WeightsError(f"{name}: {str(value)[:60]}; clip_jax has square images only")
+    value = value[0]
+  return _whole({name: value}, name, default)
 
 
 # What config.json leaves out, because it is their default. Source: transformers
@@ -199,37 +229,39 @@ def from_huggingface_config(config: Mapping[str, Any]) -> Model:
   if kind not in ("clip", "siglip"):
     raise WeightsError(f"config.json: model_type {kind!r}; clip_jax reads 'clip' and 'siglip'")
   siglip = kind == "siglip"
-  text = (_SIGLIP_TEXT if siglip else _CLIP_TEXT) | dict(config.get("text_config") or {})
-  image = (_SIGLIP_VISION if siglip else _CLIP_VISION) | dict(config.get("vision_config") or {})
+  text = (_SIGLIP_TEXT if siglip else _CLIP_TEXT) | section(config, "text_config")
+  image = (_SIGLIP_VISION if siglip else _CLIP_VISION) | section(config, "vision_config")
+  if image.get("num_channels", 3) != 3:
+    raise WeightsError(f"config.json: num_channels {image['num_channels']}; clip_jax reads 3")
   for name in ("hidden_act", "layer_norm_eps"):
     if text[name] != image[name]:
       raise WeightsError(
         f"config.json: {name} is {text[name]!r} of the text and {image[name]!r} of the image "
         "tower; clip_jax has one for both"
       )
-  if text["hidden_act"] not in _ACTIVATIONS:
+  if not isinstance(text["hidden_act"], str) or text["hidden_act"] not in _ACTIVATIONS:
     raise WeightsError(f"config.json: hidden_act {text['hidden_act']!r}, which is not here")
-  embed_dim = image["hidden_size"] if siglip else config.get("projection_dim", 512)
+  pixels, words = _whole(image, "hidden_size", 0), _whole(text, "hidden_size", 0)
   return Model(
     Vision(
-      resolution=image["image_size"],
-      patch=image["patch_size"],
-      width=image["hidden_size"],
-      layers=image["num_hidden_layers"],
-      heads=image["num_attention_heads"],
-      mlp_width=_not_fourfold(image["hidden_size"], image["intermediate_size"]),
+      resolution=_square(image, "image_size", 0),
+      patch=_whole(image, "patch_size", 0),
+      width=pixels,
+      layers=_whole(image, "num_hidden_layers", 0),
+      heads=_whole(image, "num_attention_heads", 0),
+      mlp_width=_not_fourfold(pixels, _whole(image, "intermediate_size", 0)),
       pooling="map" if siglip else "class",
     ),
     Text(
-      context_length=text["max_position_embeddings"],
-      vocab_size=text["vocab_size"],
-      width=text["hidden_size"],
-      layers=text["num_hidden_layers"],
-      heads=text["num_attention_heads"],
-      mlp_width=_not_fourfold(text["hidden_size"], text["intermediate_size"]),
+      context_length=_whole(text, "max_position_embeddings", 0),
+      vocab_size=_whole(text, "vocab_size", 0),
+      width=words,
+      layers=_whole(text, "num_hidden_layers", 0),
+      heads=_whole(text, "num_attention_heads", 0),
+      mlp_width=_not_fourfold(words, _whole(text, "intermediate_size", 0)),
       pooling="last" if siglip else "end",
     ),
-    embed_dim,
+    pixels if siglip else _whole(config, "projection_dim", 512),
     activation=_ACTIVATIONS[text["hidden_act"]],
     norm_epsilon=text["layer_norm_eps"],
     loss="sigmoid" if siglip else "softmax",
@@ -303,7 +335,9 @@ def _not_fourfold(width: int, mlp_width: int) -> int:
   return 0 if mlp_width == 4 * width else mlp_width
 
 
-def _ratio(width: int, ratio: float) -> int:
+def _ratio(width: int, ratio: Any) -> int:
+  if type(ratio) not in (int, float) or not 0 < ratio < 1000:
+    raise WeightsError(f"mlp_ratio: {repr(ratio)[:60]} is no ratio")
   return _not_fourfold(width, int(width * ratio))
 
 

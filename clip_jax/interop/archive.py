@@ -61,7 +61,7 @@ def read(path: pathlib.Path) -> Tensors:
   except ArchiveError:
     raise
   except OSError as error:
-    raise ArchiveError(f"{path}: {error.strerror or error}") from error
+    raise ArchiveError(f"{error.filename or path}: {error.strerror or error}") from error
   except unpickle.PickleError as error:
     raise ArchiveError(f"{path}: {error}") from error
   except Exception as error:  # whatever zipfile, json or numpy make of damaged bytes
@@ -102,7 +102,11 @@ def _read_file(path: pathlib.Path) -> Tensors:
 
 def _read_folder(folder: pathlib.Path) -> Tensors:
   index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-  if single.is_file() or not index.is_file():
+  if not single.is_file() and not index.is_file():
+    torch_only = " (its .bin: save it again with safe_serialization=True)"
+    has = any(folder.glob("pytorch_model*.bin"))
+    raise ArchiveError(f"{folder}: no model.safetensors in it{torch_only if has else ''}")
+  if single.is_file():
     return _read_file(single)
   try:
     names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -213,7 +217,10 @@ def _members(path: pathlib.Path, data: memoryview) -> dict[str, memoryview]:
       view = data[start : start + info.file_size]
       if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
         if info.filename.endswith((".npy", "data.pkl")) or "/data/" in info.filename:
-          raise ArchiveError(f"{path}: record {info.filename!r} is compressed or encrypted")
+          raise ArchiveError(
+            f"{path}: record {info.filename!r} is compressed or encrypted: save it anew without "
+            "(np.savez, torch.save)"
+          )
         continue
       if len(view) != info.file_size or info.filename in members:
         raise ArchiveError(f"{path}: record {info.filename!r} is cut off, or there twice")

@@ -16,7 +16,7 @@ from clip_jax import inference
 from clip_jax.config import Model
 from clip_jax.data import bytepairs
 from clip_jax.data import tokenizer as tokenizer_lib
-from clip_jax.interop import graphs, naming, weights, writers
+from clip_jax.interop import graphs, naming, sources, weights, writers
 from clip_jax.interop.architecture import WeightsError
 
 FORMATS = ("openai", "open_clip", "huggingface", *graphs.FORMATS)
@@ -29,10 +29,13 @@ def export(model: inference.Clip, dest: pathlib.Path, format: str) -> None:
     written, or the weights hold NaN.
   """
   refuse(model.config.model, format)
+  if format == "openai" and dest.suffix == ".pt" and dest.stem in sources.RELEASED:
+    raise WeightsError(f"{dest}: is the name of one of OpenAI's own files; give another")
   with writers.whole(dest, file=format == "openai") as folder:
     if format == "openai":
       arrays = _arrays(model, naming.openai)
-      writers.torch_archive(folder / dest.name, {**arrays, **_counts(arrays)})
+      extra = {**_counts(arrays), **_sizes(model.config.model)}
+      writers.torch_archive(folder / dest.name, {**arrays, **extra})
     elif format == "open_clip":
       _open_clip(model, _arrays(model, naming.openai), folder)
       if model.tokenizer not in (None, tokenizer_lib.original()):  # open_clip has the original's
@@ -86,11 +89,19 @@ def _counts(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   }
 
 
+def _sizes(model: Model) -> dict[str, np.ndarray]:
+  """By which our reader, too, knows OpenAI's own code: QuickGELU and heads of width 64."""
+  values = (model.image.resolution, model.text.context_length, model.text.vocab_size)
+  return {
+    name: np.array(value, np.int64) for name, value in zip(naming.OPENAI_SIZES, values, strict=True)
+  }
+
+
 def _open_clip(model: inference.Clip, arrays: dict[str, np.ndarray], folder: pathlib.Path) -> None:
   m, p = model.config.model, model.preprocess
   image: dict[str, Any] = {"image_size": m.image.resolution, "width": m.image.width}
   if m.image.blocks:
-    image["layers"] = list(m.image.blocks)
+    image |= {"layers": list(m.image.blocks), "head_width": 32 * m.image.width // m.image.heads}
   else:
     image |= {"layers": m.image.layers, "patch_size": m.image.patch}
     image["head_width"] = m.image.width // m.image.heads

@@ -44,6 +44,10 @@ def _merged(ours: str, theirs: str, heads: int, layer: int | None = None) -> Ite
   yield Weight((f"{ours}/bias",), (f"{theirs}.bias",), layouts.SAME, layer)
 
 
+# Sizes that OpenAI's own files hold beside the weights.
+OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
+
+
 def openai(model: config_lib.Model) -> list[Weight]:
   """The names of the released models and of open_clip's native towers."""
   text = model.text

@@ -6,21 +6,18 @@ Face's folders, big_vision's `.npz`.
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import numpy as np
 
 from clip_jax import checkpoint, inference
 from clip_jax import config as config_lib
-from clip_jax.data import bytepairs
 from clip_jax.data import tokenizer as tokenizer_lib
-from clip_jax.interop import architecture, archive, naming, weights, writers
+from clip_jax.interop import architecture, archive, inputs, naming, weights, writers
 from clip_jax.interop.architecture import WeightsError
-from clip_jax.models import resize
+from clip_jax.models import clip, resize
 
 # sha256 of the nine released files, by name. Source: openai/CLIP clip.py (parts of addresses).
 RELEASED = {
@@ -72,19 +69,38 @@ def load(
 
 
 def _load(path: pathlib.Path, activation: str | None) -> inference.Clip:
-  if (path / "checkpoints").is_dir() or not path.exists():
-    return inference.load(path)
+  if not path.exists():
+    raise WeightsError(f"{path}: no such file or folder")
   try:
+    if (path / "checkpoints").is_dir():
+      model = inference.load(path)
+      _agree(model.config.model.activation, activation)
+      weights.finite(model.variables)
+      return model
     found = find(path, activation)
+    config = config_lib.Config(name=path.stem, model=found.model, preprocess=found.preprocess)
+    config = config_lib.parse(config_lib.to_config_dict(config))  # before anything is as large
+    _plausible(found)
     variables = weights.to_ours(found.arrays, found.table(found.model), found.model)
-  except WeightsError as error:
+  except (WeightsError, config_lib.ConfigError) as error:
     raise WeightsError(f"{path}: {error}") from error
-  config = config_lib.Config(name=path.stem, model=found.model, preprocess=found.preprocess)
-  variables = jax.device_put(variables)  # on a CPU the same memory, see weights.to_ours
+  variables = jax.device_put(variables)  # on a CPU without a copy: see `weights.to_ours`
   tokenizer = inference.tokenizer_from(found.tokenizer)
   return inference.Clip(
     config, variables["params"], tokenizer, batch_stats=variables.get("batch_stats")
   )
+
+
+def _plausible(found: Found) -> None:
+  """Raises: WeightsError when a config describes a model far larger than the arrays beside it."""
+  image, text = found.model.image, found.model.text
+  blocks = image.layers + text.layers + sum(image.blocks)
+  if blocks > len(found.arrays):
+    raise WeightsError(f"its config says {blocks:,} blocks; there are {len(found.arrays)} arrays")
+  wanted = clip.parameter_counts(found.model)["total"]
+  there = sum(array.size for array in found.arrays.values())
+  if wanted > 2 * there:
+    raise WeightsError(f"its config says {wanted:,} parameters; the arrays hold {there:,}")
 
 
 def save(model: inference.Clip, dest: pathlib.Path) -> None:
@@ -124,17 +140,21 @@ def find(path: pathlib.Path, activation: str | None = None) -> Found:
     _agree(model.activation, activation)
     squash = config_lib.Preprocess(mean=_HALF, std=_HALF, resize="squash")
     return Found("big_vision SigLIP", tensors.arrays, naming.big_vision, model, squash, "none")
+  # OpenAI's own code: as TorchScript its activation is a module, as a state dict it has its sizes.
+  if tensors.format == "torchscript":
+    released = any("QuickGELU" in name for name in tensors.facts.get("classes", ()))
+  else:
+    released = tensors.arrays.keys() >= set(naming.OPENAI_SIZES)
   beside = path.with_name("open_clip_config.json")
-  if tensors.format != "torchscript" and beside.is_file():
-    return _open_clip_arrays(_unprefixed(tensors.arrays), beside, activation)
-  released = any("QuickGELU" in name for name in tensors.facts.get("classes", ()))
-  if released:  # OpenAI's own code: its activation is a module of that name
+  if released:
     _agree("quick_gelu", activation)
     activation = "quick_gelu"
+  elif tensors.format != "torchscript" and beside.is_file():
+    return _open_clip_arrays(_unprefixed(tensors.arrays), beside, activation)
   arrays = _unprefixed(tensors.arrays)
   model = architecture.from_openai_shapes(_shapes(arrays), activation, released)
   name = "OpenAI archive" if tensors.format == "torchscript" else f"{tensors.format} state dict"
-  return Found(name, arrays, naming.openai, model, config_lib.Preprocess(), _original(model))
+  return Found(name, arrays, naming.openai, model, config_lib.Preprocess(), inputs.original(model))
 
 
 def check_released(path: pathlib.Path) -> bool:
@@ -157,76 +177,19 @@ def check_released(path: pathlib.Path) -> bool:
 
 
 def _huggingface(folder: pathlib.Path, activation: str | None) -> Found:
-  model = architecture.from_huggingface_config(_json(folder / "config.json"))
+  fields = inputs.json_object(folder / "config.json")
+  model = architecture.from_huggingface_config(fields)
   _agree(model.activation, activation)
   tensors = archive.read(folder)
-  siglip = model.image.pooling == "map"
-  preprocess = _huggingface_preprocess(_json(folder / "preprocessor_config.json"), model)
-  return Found(
-    "Hugging Face " + ("SiglipModel" if siglip else "CLIPModel"),
-    tensors.arrays,
-    naming.huggingface,
-    model,
-    preprocess,
-    "none" if siglip else _vocabulary(folder, model),
+  preprocess = inputs.huggingface_preprocess(
+    inputs.json_object(folder / "preprocessor_config.json"), model
   )
-
-
-def _huggingface_preprocess(
-  fields: Mapping[str, Any], model: config_lib.Model
-) -> config_lib.Preprocess:
-  if fields.get("resample", 3) != 3:
-    raise WeightsError(f"preprocessor_config.json: resample {fields['resample']}, not 3 (bicubic)")
-  size = fields.get("size", model.image.resolution)
-  squash = (
-    isinstance(size, dict)
-    and "shortest_edge" not in size
-    and not fields.get("do_center_crop", False)
-  )
-  sides = set(size.values()) if isinstance(size, dict) else {size}
-  if sides != {model.image.resolution}:
-    raise WeightsError(
-      f"preprocessor_config.json: size {size}, but the model takes {model.image.resolution} pixels"
-    )
-  return config_lib.Preprocess(
-    mean=_three(fields, "image_mean"),
-    std=_three(fields, "image_std"),
-    resize="squash" if squash else "shortest",
-  )
-
-
-def _three(fields: Mapping[str, Any], name: str) -> tuple[float, float, float]:
-  values = fields.get(name)
-  if not isinstance(values, list) or len(values) != 3:
-    raise WeightsError(f"{name}: {values!r} is not three numbers")
-  return (float(values[0]), float(values[1]), float(values[2]))
-
-
-def _vocabulary(folder: pathlib.Path, model: config_lib.Model) -> str:
-  """The folder's own vocabulary, where it has one. Raises: WeightsError when its ids are not ours.
-
-  Returns: as `inference.tokenizer_from` reads it.
-  """
-  path = folder / "merges.txt"
-  if not path.is_file():
-    return _original(model)
-  lines = path.read_text(encoding="utf-8").splitlines()
-  pairs = [line.split() for line in lines if line and not line.startswith("#version")]
-  try:
-    tokenizer = tokenizer_lib.Tokenizer(tuple((left, right) for left, right in pairs))
-  except ValueError as error:
-    raise WeightsError(f"merges.txt: no byte-pair vocabulary of CLIP's kind ({error})") from error
-  if tokenizer == tokenizer_lib.original():
-    return _original(model)
-  ids = _json(folder / "vocab.json")
-  symbols = list(bytepairs.symbol_table(tokenizer.merges))
-  if [ids.get(symbol) for symbol in symbols] != list(range(len(symbols))):
-    raise WeightsError("vocab.json: other ids than merges.txt gives in CLIP's order")
-  if tokenizer.vocab_size > model.text.vocab_size:
-    raise WeightsError(
-      f"merges.txt: {tokenizer.vocab_size} ids, but the model has {model.text.vocab_size}"
-    )
-  return tokenizer.to_json()
+  kind, vocabulary = "SiglipModel", "none"
+  if model.image.pooling != "map":
+    kind, vocabulary = "CLIPModel", inputs.vocabulary(folder, model)
+    inputs.check_end(fields, model, vocabulary)
+  name, table = f"Hugging Face {kind}", naming.huggingface
+  return Found(name, tensors.arrays, table, model, preprocess, vocabulary)
 
 
 def _open_clip(folder: pathlib.Path, activation: str | None) -> Found:
@@ -241,27 +204,14 @@ def _open_clip(folder: pathlib.Path, activation: str | None) -> Found:
 def _open_clip_arrays(
   arrays: Mapping[str, np.ndarray], config_path: pathlib.Path, activation: str | None
 ) -> Found:
-  fields = _json(config_path)
-  model = architecture.from_open_clip_config(fields.get("model_cfg", fields))
-  _agree(model.activation, activation)
-  given = fields.get("preprocess_cfg", {})
-  defaults = config_lib.Preprocess()
-  if given.get("interpolation", "bicubic") != "bicubic":
-    raise WeightsError(f"{config_path.name}: interpolation {given['interpolation']!r}, not bicubic")
-  resize = given.get("resize_mode", "shortest")
-  if resize not in ("shortest", "squash"):
-    raise WeightsError(f"{config_path.name}: resize_mode {resize!r}; not shortest or squash")
-  preprocess = config_lib.Preprocess(
-    mean=_three(given, "mean") if "mean" in given else defaults.mean,
-    std=_three(given, "std") if "std" in given else defaults.std,
-    resize=resize,
+  fields = inputs.json_object(config_path)
+  model = architecture.from_open_clip_config(
+    architecture.section(fields, "model_cfg") if "model_cfg" in fields else fields
   )
-  vocabulary = _vocabulary(config_path.parent, model)
+  _agree(model.activation, activation)
+  preprocess = inputs.open_clip_preprocess(fields, model)
+  vocabulary = inputs.vocabulary(config_path.parent, model)
   return Found("open_clip", arrays, naming.openai, model, preprocess, vocabulary)
-
-
-def _original(model: config_lib.Model) -> str:
-  return "original" if model.text.vocab_size == tokenizer_lib.original().vocab_size else "none"
 
 
 def _agree(there: str, given: str | None) -> None:
@@ -278,17 +228,3 @@ def _unprefixed(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
 
 def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
   return {name: array.shape for name, array in arrays.items()}
-
-
-def _json(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    fields = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    raise WeightsError(
-      f"{path.name} is not in the folder; get it from where the weights are"
-    ) from None
-  except (OSError, ValueError) as error:
-    raise WeightsError(f"{path.name}: cannot be read ({error})") from error
-  if not isinstance(fields, dict):
-    raise WeightsError(f"{path.name}: not a JSON object")
-  return fields

@@ -17,6 +17,8 @@ _OPCODES = """
   SETITEM SETITEMS BINPUT LONG_BINPUT BINGET LONG_BINGET MEMOIZE FRAME GLOBAL STACK_GLOBAL REDUCE
   NEWOBJ BUILD BINPERSID
 """.split()  # noqa: SIM905
+_LONGEST_NAME = 1000  # characters
+_MOST_VISITS, _MOST_CHARACTERS = 200_000, 5_000_000  # of objects in a tree, and their names
 _NAMES = {ord(op.code): op.name for op in pickletools.opcodes}
 
 
@@ -100,7 +102,21 @@ class _Machine(pickle._Unpickler):  # the pure-Python one
       raise PickleError("it sets the state of something that has none")
     super().load_build()  # type: ignore[misc]
 
-  dispatch[ord("b")] = load_build
+  def load_setitem(self) -> None:
+    self._check_keys(self.stack[-2:-1])  # type: ignore[attr-defined]
+    super().load_setitem()  # type: ignore[misc]
+
+  def load_setitems(self) -> None:
+    self._check_keys(self.stack[::2])  # type: ignore[attr-defined]
+    super().load_setitems()  # type: ignore[misc]
+
+  def _check_keys(self, keys: list[Any]) -> None:
+    """Before one is hashed: a tuple of tuples, each there twice, would take for ever."""
+    for key in keys:
+      if type(key) not in (str, int) or (type(key) is str and len(key) > _LONGEST_NAME):
+        raise PickleError(f"a key that is no name or number ({type(key).__name__})")
+
+  dispatch |= {ord("b"): load_build, ord("s"): load_setitem, ord("u"): load_setitems}
 
   def find_class(self, module: str, name: str) -> Any:
     if (module, name) in _GLOBALS:
@@ -113,10 +129,10 @@ class _Machine(pickle._Unpickler):  # the pure-Python one
 
   def persistent_load(self, pid: Any) -> Storage:
     if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage":
-      raise PickleError(f"a persistent id of an unknown form: {str(pid)[:60]}")
+      raise PickleError("a persistent id that is no storage")  # not shown: it may be endless
     _, kind, key, _, numel = pid
     if not (isinstance(kind, str) and isinstance(key, str) and type(numel) is int and numel >= 0):
-      raise PickleError(f"a storage of an unknown form: {str(pid)[:60]}")
+      raise PickleError("a storage whose type, key or size is none")
     return Storage(kind, key, numel)
 
 
@@ -140,18 +156,19 @@ def load(data: bytes) -> Any:
 def named_tensors(root: Any) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
   """A state dict or a tree of records -> tensors and plain values by dotted name, and class names.
 
-  Raises: PickleError on a tree that is too deep, or has the same name twice.
+  Raises: PickleError on a tree that is too deep or too large, or has the same name twice.
   """
   tensors: dict[str, Tensor] = {}
   facts: dict[str, Any] = {}
   classes: list[str] = []
   stack: collections.deque[tuple[str, Any, int]] = collections.deque([("", root, 0)])
+  visits = characters = 0
   while stack:
     prefix, value, depth = stack.popleft()
-    if depth > 30 or len(stack) > 200_000:
+    if depth > 30:
       raise PickleError("its objects hold one another too deep")
     if isinstance(value, Record):
-      classes.append(value.class_name)
+      classes.append(type(value).class_name)
       value = vars(value)
     if isinstance(value, Tensor):
       if prefix in tensors:
@@ -159,7 +176,11 @@ def named_tensors(root: Any) -> tuple[dict[str, Tensor], dict[str, Any], list[st
       tensors[prefix] = value
     elif isinstance(value, dict):
       for key, inner in value.items():
-        stack.append((f"{prefix}.{key}" if prefix else str(key), inner, depth + 1))
+        name = f"{prefix}.{key}" if prefix else str(key)
+        visits, characters = visits + 1, characters + len(name)
+        if visits > _MOST_VISITS or characters > _MOST_CHARACTERS:
+          raise PickleError("its objects hold one another too often")
+        stack.append((name, inner, depth + 1))
     elif isinstance(value, (int, float, str, bool)):
       facts[prefix] = value
   return tensors, facts, classes

@@ -13,7 +13,7 @@ import jax.export
 import numpy as np
 
 from clip_jax import inference
-from clip_jax.interop import archive, exports, graphs, sources
+from clip_jax.interop import archive, exports, graphs, naming, sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +22,11 @@ class Comparison:
 
   runtime: str  # name and version, or what is missing
   largest_difference: float | None
+
+  @property
+  def agrees(self) -> bool:
+    """Whether the difference is one of rounding."""
+    return self.largest_difference is not None and self.largest_difference < 1e-4
 
   def __str__(self) -> str:
     if self.largest_difference is None:
@@ -40,11 +45,10 @@ def compare(model: inference.Clip, dest: pathlib.Path, format: str) -> list[Comp
   end = exports.last_token(model)
   tokens_NL = rng.integers(1, end - 1, (3, m.text.context_length)).astype(np.int32)
   tokens_NL[:, -2] = end  # and one more behind it, which must not matter to CLIP
-  ours = model.encode_image(image_NRR3), model.encode_text(tokens_NL)
+  ours = _float32(model, image_NRR3, tokens_NL)
   found = []
   if format not in graphs.FORMATS:
-    back = sources.load(dest, m.activation if format == "openai" and dest.is_file() else None)
-    again = back.encode_image(image_NRR3), back.encode_text(tokens_NL)
+    again = _float32(sources.load(dest), image_NRR3, tokens_NL)
     found.append(Comparison("clip_jax", _largest(ours, again)))
   try:
     version, embeddings = _RUNTIMES[format](dest, image_NRR3, tokens_NL)
@@ -52,6 +56,16 @@ def compare(model: inference.Clip, dest: pathlib.Path, format: str) -> list[Comp
     missing = Comparison(f"{format}: {error.name or error} is not installed", None)
     return [*found, missing]
   return [*found, Comparison(version, _largest(ours, embeddings))]
+
+
+def _float32(
+  model: inference.Clip, image_NRR3: np.ndarray, tokens_NL: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Both embeddings without the rounding of bfloat16, which some devices compute in."""
+  plain = dataclasses.replace(model.config.model, compute_dtype="float32")
+  config = dataclasses.replace(model.config, model=plain)
+  exact = inference.Clip(config, model.params, None, batch_stats=model.batch_stats)
+  return exact.encode_image(image_NRR3), exact.encode_text(tokens_NL)
 
 
 def _largest(a: Any, b: Any) -> float:
@@ -67,6 +81,8 @@ def _open_clip(
     state = torch.load(dest, weights_only=True)
     build = open_clip.model.build_model_from_openai_state_dict
     theirs = build(dict(state), cast_dtype=torch.float32).float()
+    for name in naming.OPENAI_SIZES:
+      del state[name]
     theirs.load_state_dict(state)  # the builder rounds to half precision
   else:
     theirs, _ = open_clip.create_model_from_pretrained(f"local-dir:{dest.absolute()}")

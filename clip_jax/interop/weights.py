@@ -1,7 +1,8 @@
 """Weights of other frameworks -> ours, and ours -> theirs: arrays by name, through `naming`.
 
 Every array of theirs must be used and every one of ours filled; all that does not fit is collected
-and told together. Ours are float32; half precision is widened, which changes no value.
+and told together. Ours are float32: half precision is widened, which changes no value; float64 is
+rounded.
 """
 
 import concurrent.futures
@@ -91,6 +92,8 @@ def _fill(out: dict[str, np.ndarray], weight: Weight, theirs: list[np.ndarray]) 
       problems.append(f"{name} is {array.dtype}, not floating point")
     elif not _is_finite(array):
       problems.append(f"{name} holds NaN or infinity")
+    elif name.endswith("running_var") and array.min() < 0:
+      problems.append(f"{name} holds a negative variance")
   if problems:
     return problems
   targets = [out[path] for path in weight.ours]
@@ -112,7 +115,7 @@ def _is_finite(array: np.ndarray) -> bool:
   """Whether no element is NaN or infinite. A sum tells in one pass, if it does not overflow."""
   with np.errstate(over="ignore", invalid="ignore"):
     total = np.sum(array, dtype=np.float32)
-  return bool(np.isfinite(total)) or bool(np.isfinite(array.astype(np.float32)).all())
+    return bool(np.isfinite(total)) or bool(np.isfinite(array.astype(np.float32)).all())
 
 
 def to_theirs(variables: Mapping[str, Any], table: Sequence[Weight]) -> dict[str, np.ndarray]:

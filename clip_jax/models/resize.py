@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from clip_jax.config import Model
 
+_MOST_PIXELS = 4096
+
 
 def at_resolution(
   params: Mapping[str, Any], model: Model, resolution: int
@@ -19,10 +21,10 @@ def at_resolution(
     the resolution.
   """
   image = model.image
-  if resolution < 1 or resolution % image.patch:
+  if not 1 <= resolution <= _MOST_PIXELS or resolution % image.patch:
     raise ValueError(
       f"resolution {resolution}: must be a multiple of {image.patch}, the pixels that one position "
-      "of the image encoder covers"
+      f"of the image encoder covers, and at most {_MOST_PIXELS}"
     )
   old, new = image.resolution // image.patch, resolution // image.patch
   where = ("image", "attention_pool") if image.blocks else ("image",)
