@@ -130,6 +130,8 @@ def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
   if page is not None and not page.absolute().parent.is_dir():
     raise UsageError(f"--report {page}: there is no folder {page.absolute().parent}")
   facts, results = summary.finish(pathlib.Path(options.weights), page)
+  if not results:
+    raise UsageError(f"--weights {options.weights}: its config has no evaluation tasks")
   _print(options, report.table(results), facts)
   return 0
 

@@ -62,10 +62,11 @@ def parser() -> argparse.ArgumentParser:
 
   evaluate = add(
     "evaluate",
-    parents=[common, weights],
+    parents=[common],
     help="run a checkpoint's evaluation tasks",
     description="Zero-shot classification and retrieval on the tasks of the run's config.",
   )
+  evaluate.add_argument("--weights", required=True, metavar="DIR", help="a workdir")
   evaluate.add_argument("--report", metavar="FILE", help="also write the HTML report here")
 
   classify = verbs.add_parser(

@@ -236,6 +236,12 @@ def test_our_own_folders_are_checked_too(tmp_path):
     clip_jax.load(tmp_path / "nan")
 
 
+def test_imported_weights_have_nothing_to_evaluate(tmp_path, capsys):
+  sources.save(clip_jax.load(_siglip_file(tmp_path)), tmp_path / "ours")
+  assert cli.main(["evaluate", "--weights", str(tmp_path / "ours")]) == 2
+  assert "its config has no evaluation tasks" in capsys.readouterr().err
+
+
 def _siglip_file(folder):
   config = test_weights._tiny_siglip()
   arrays = weights.to_theirs(_random_variables(config), naming.big_vision(config))
