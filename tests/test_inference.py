@@ -12,6 +12,7 @@ import clip_jax
 from clip_jax import checkpoint, inference, sharding, train_step
 from clip_jax import config as c
 from clip_jax.data import tokenizer as tokenizer_lib
+from clip_jax.interop import architecture
 from clip_jax.models.clip import CLIP
 
 CONFIG = c.Config(
@@ -187,7 +188,7 @@ def test_wrong_texts_are_told(model):
 
 
 def test_missing_weights_are_told(tmp_path):
-  with pytest.raises(checkpoint.CheckpointError, match="no checkpoints there"):
+  with pytest.raises(architecture.WeightsError, match="nothing: no such file or folder"):
     clip_jax.load(tmp_path / "nothing")
   (tmp_path / "checkpoints").mkdir()
   with pytest.raises(checkpoint.CheckpointError, match="no finished checkpoint"):
