@@ -103,7 +103,7 @@ def load_config(path: str, overrides: Sequence[str]) -> Any:
   from absl import flags
   from ml_collections import config_flags
 
-  from clip_jax import config as config_lib
+  from clip_jax import parsing
 
   if not pathlib.Path(path).is_file():
     raise UsageError(f"{path}: no such config file")
@@ -119,7 +119,7 @@ def load_config(path: str, overrides: Sequence[str]) -> Any:
   except (flags.Error, AttributeError, LookupError, TypeError) as error:
     text = str(error).strip("'\"").replace("\\'", "'").replace("\\n", "; ")
     raise UsageError(f"{path} with {' '.join(overrides)}: {text}") from error
-  return config_lib.parse(values["config"].value)
+  return parsing.parse(values["config"].value)
 
 
 def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from clip_jax import checkpoint, sharding
+from clip_jax import checkpoint, parsing, sharding
 from clip_jax import config as config_lib
 from clip_jax.data import images as images_lib
 from clip_jax.data import tokenizer as tokenizer_lib
@@ -231,7 +231,7 @@ def load(path: str | os.PathLike[str]) -> Clip:
     newest = checkpoints.newest_meta()
     if newest is None:
       raise checkpoint.CheckpointError(f"{path}: no finished checkpoint in {checkpoints.folder}")
-    config = config_lib.parse(config_lib.upgrade(newest[1]["config"]))
+    config = parsing.parse(parsing.upgrade(newest[1]["config"]))
     wanted = _abstract_variables(config)
     restored = checkpoints.restore_latest(wanted["params"], batch_stats=wanted.get("batch_stats"))
   finally:
@@ -255,4 +255,4 @@ def _abstract_variables(config: config_lib.Config) -> Any:
   image_BRR3 = jax.ShapeDtypeStruct((1, image.resolution, image.resolution, 3), jnp.float32)
   tokens_BL = jax.ShapeDtypeStruct((1, text.context_length), jnp.int32)
   shapes = jax.eval_shape(CLIP(config.model).init, jax.random.key(0), image_BRR3, tokens_BL)
-  return sharding.place(shapes, sharding.make_mesh(1))
+  return sharding.place(shapes, sharding.one_device())

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import rich.console
 
-from clip_jax import checkpoint, inference, initial, metrics, sharding, summary, train_step
+from clip_jax import checkpoint, inference, initial, metrics, parsing, sharding, summary, train_step
 from clip_jax import config as config_lib
 from clip_jax.data import pipeline, records
 from clip_jax.data import tokenizer as tokenizer_lib
@@ -35,8 +35,8 @@ def train(
     (its state is saved, and the same call continues).
   Raises: TrainingError, CheckpointError, DataStall, ValueError, OSError.
   """
-  mesh = sharding.make_mesh()
-  sharding.check_batch(config.data.batch_pairs, mesh)
+  mesh = sharding.make_mesh(config.mesh)
+  sharding.check_batch(config.data.batch_pairs, mesh, config.microbatches)
   sources, held_out = open_sources(config), open_tasks(config)
   workdir.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
@@ -56,7 +56,7 @@ def train(
     batches = pipeline.host_batches(config, sources, tokenizer, done, *hosts)
     stream = pipeline.Prefetcher(batches, lambda b: _place(b, bad_records, stop, mesh), depth=2)
     stack.callback(stream.close)
-    log = metrics.Log(config, workdir, console, done, clip.flops_per_pair(config.model))
+    log = metrics.Log(config, workdir, console, done, clip.flops_per_pair(config.model, train=True))
     stack.callback(log.close)
     step_fn = train_step.make_train_step(config, mesh)
 
@@ -178,7 +178,7 @@ def _restore_or_init(
   newest = checkpoints.newest_meta()
   if newest and not accept_changes:
     step, meta = newest
-    changed = _differences({**meta, "config": config_lib.upgrade(meta["config"])}, facts)
+    changed = _differences({**meta, "config": parsing.upgrade(meta["config"])}, facts)
     if changed:
       raise TrainingError(
         f"{checkpoints.folder}: step {step} is of another run: {'; '.join(changed)}. "

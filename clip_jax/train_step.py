@@ -12,10 +12,12 @@ from flax import struct
 from jax.sharding import Mesh
 
 from clip_jax import config as config_lib
-from clip_jax import losses, optimizer, sharding
-from clip_jax.data import images, records
+from clip_jax import optimizer, sharding
+from clip_jax.data import records
+from clip_jax.gradients import loss_and_gradients
 from clip_jax.models.clip import CLIP
 
+_WEIGHTS, _STEPS = 0, 1  # the streams of random numbers that come from config.seed
 _SPIKE_MEMORY = 0.98  # of the running mean and variance of the log gradient norm: 50 steps
 
 
@@ -58,7 +60,7 @@ def _init(config: config_lib.Config, rng: jax.Array) -> TrainState:
   image, text = config.model.image, config.model.text
   image_BRR3 = jnp.zeros((1, image.resolution, image.resolution, 3))
   tokens_BL = jnp.zeros((1, text.context_length), jnp.int32)
-  variables = CLIP(config.model).init(jax.random.fold_in(rng, 0), image_BRR3, tokens_BL)
+  variables = CLIP(config.model).init(jax.random.fold_in(rng, _WEIGHTS), image_BRR3, tokens_BL)
   params, batch_stats = variables["params"], variables.get("batch_stats", {})
   opt_state = optimizer.make(config.optimizer, config.steps).init(params)
   return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state, fresh_guard())
@@ -81,32 +83,18 @@ def make_train_step(
   loss or gradient is not finite changes no parameter, no running statistics and no optimizer state.
   """
   whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+  state = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh))
   step = functools.partial(train_step, config, mesh)
-  return jax.jit(step, in_shardings=(whole, rows), out_shardings=(whole, whole), donate_argnums=0)
+  return jax.jit(step, in_shardings=(state, rows), out_shardings=(state, whole), donate_argnums=0)
 
 
 def train_step(
   config: config_lib.Config, mesh: Mesh, state: TrainState, batch: dict[str, jax.Array]
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """See `make_train_step`."""
-  image_BRR3 = images.normalise(batch["image"], config.preprocess.mean, config.preprocess.std)
-
-  def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
-    variables = {"params": params, "batch_stats": state.batch_stats}
-    embeddings, changed = CLIP(config.model).apply(
-      variables, image_BRR3, batch["tokens"], train=True, mutable=["batch_stats"]
-    )
-    image_BE, text_BE, scale = embeddings
-    if config.model.loss == "sigmoid":
-      bias = params["logit_bias"]
-      loss, accuracy = losses.sharded_sigmoid(mesh, image_BE, text_BE, scale, bias)
-    else:
-      loss, accuracy = losses.sharded_contrastive(mesh, image_BE, text_BE, scale)
-    return loss, (accuracy, scale, changed.get("batch_stats", {}))
-
-  (loss, (accuracy, scale, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-    state.params
-  )
+  rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), _STEPS), state.step)
+  forward, gradients = loss_and_gradients(config, mesh, state.params, state.batch_stats, batch, rng)
+  loss, batch_stats = forward.loss, forward.batch_stats
   gradient_norm = optax.tree.norm(gradients)
   tx = optimizer.make(config.optimizer, config.steps)
   updates, opt_state = tx.update(gradients, state.opt_state, state.params)
@@ -121,8 +109,8 @@ def train_step(
   )
   metrics = {
     "loss": loss,
-    "accuracy": accuracy,
-    "logit_scale": scale,
+    "accuracy": forward.accuracy,
+    "logit_scale": forward.scale,
     "gradient_norm": gradient_norm,
     "gradient_norm_sigma": spike_sigma,
     "learning_rate": optimizer.schedule(config.optimizer, config.steps)(

@@ -30,7 +30,7 @@ CONFIG = c.Config(
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
   folder = tmp_path_factory.mktemp("weights")
-  state = train_step.init_state(CONFIG, sharding.make_mesh(1))
+  state = train_step.init_state(CONFIG, sharding.make_mesh(devices=jax.devices()[:1]))
   tokenizer = tokenizer_lib.train(["a red circle", "a blue square", "two green rings"], 600)
   checkpoints = checkpoint.Checkpoints(folder)
   meta = {"config": c.to_dict(CONFIG), "tokenizer": tokenizer.to_json()}
@@ -153,7 +153,7 @@ def test_classify_judges_each_label_by_itself_after_the_sigmoid_loss(model):
 
 
 def test_many_devices_agree_with_one(model):
-  mesh = sharding.make_mesh(8)
+  mesh = sharding.make_mesh(devices=jax.devices()[:8])
   params = jax.device_put(model.params, sharding.replicated(mesh))
   spread = inference.Clip(CONFIG, params, model.tokenizer)
   np.testing.assert_allclose(
@@ -205,7 +205,9 @@ def test_the_public_tokenizer():
 def _deep(image):
   text = c.Text(context_length=8, vocab_size=600, width=16, layers=3, heads=2)
   model = c.Model(image, text, embed_dim=12)
-  state = train_step.init_state(dataclasses.replace(CONFIG, model=model), sharding.make_mesh(1))
+  state = train_step.init_state(
+    dataclasses.replace(CONFIG, model=model), sharding.make_mesh(devices=jax.devices()[:1])
+  )
   return inference.Clip(c.Config(model=model), state.params, None, batch_stats=state.batch_stats)
 
 

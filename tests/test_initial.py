@@ -33,7 +33,7 @@ TOKENIZER = tokenizer_lib.train(["a red circle", "a blue square", "two green rin
 def _weights(model=MODEL, tokenizer=TOKENIZER, log_scale=3.0):
   """Weights that no seed gives."""
   config = dataclasses.replace(CONFIG, model=model)
-  fresh = train_step.init_state(config, sharding.make_mesh(1))
+  fresh = train_step.init_state(config, sharding.make_mesh(devices=jax.devices()[:1]))
   params = jax.tree.map(lambda x: x * 1.5 + 0.1, fresh.params) | {"log_scale": jnp.array(log_scale)}
   stats = jax.tree.map(lambda x: x + 0.25, fresh.batch_stats)
   return inference.Clip(config, params, tokenizer, batch_stats=stats)
@@ -59,7 +59,9 @@ def test_running_statistics_are_taken_over(tmp_path):
   image = c.Vision(64, 32, width=4, layers=0, heads=2, blocks=(1, 1, 1, 1))
   model = _weights(dataclasses.replace(MODEL, image=image))
   sources.save(model, tmp_path / "out")
-  state = initial.state(_from(tmp_path / "out", model=model.config.model), sharding.make_mesh(1))
+  state = initial.state(
+    _from(tmp_path / "out", model=model.config.model), sharding.make_mesh(devices=jax.devices()[:1])
+  )
   jax.tree.map(np.testing.assert_array_equal, state.batch_stats, model.batch_stats)
 
 
@@ -81,7 +83,7 @@ def test_another_resolution_is_resized(tmp_path):
   sources.save(_weights(), tmp_path / "out")
   image = dataclasses.replace(MODEL.image, resolution=48)
   config = _from(tmp_path / "out", model=dataclasses.replace(MODEL, image=image))
-  state = initial.state(config, sharding.make_mesh(1))
+  state = initial.state(config, sharding.make_mesh(devices=jax.devices()[:1]))
   assert state.params["image"]["positional_embedding"].shape == (37, 16)
 
 
@@ -97,7 +99,7 @@ def test_what_does_not_suit_is_told_together(tmp_path):
     preprocess=c.Preprocess(mean=(0.5, 0.5, 0.5)),
   )
   with pytest.raises(ValueError, match=r"^config\.init: .* does not suit this config") as caught:
-    initial.state(config, sharding.make_mesh(1))
+    initial.state(config, sharding.make_mesh(devices=jax.devices()[:1]))
   for message in (
     "config.model.activation is gelu, theirs is quick_gelu",
     "config.model.text.heads is 4, theirs is 2",
@@ -112,4 +114,4 @@ def test_what_does_not_suit_is_told_together(tmp_path):
 def test_weights_without_a_vocabulary_cannot_train(tmp_path):
   sources.save(_weights(tokenizer=None), tmp_path / "out")
   with pytest.raises(ValueError, match="captions cannot be turned into tokens"):
-    initial.state(_from(tmp_path / "out"), sharding.make_mesh(1))
+    initial.state(_from(tmp_path / "out"), sharding.make_mesh(devices=jax.devices()[:1]))

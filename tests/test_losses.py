@@ -49,7 +49,7 @@ def test_known_values():
 
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
 def test_sharded_equals_oracle(devices):
-  mesh, inputs = sharding.make_mesh(devices), _embeddings(32, seed=devices)
+  mesh, inputs = sharding.make_mesh(devices=jax.devices()[:devices]), _embeddings(32, seed=devices)
 
   def plain(image_BE, text_BE, scale):
     return losses.contrastive(_unit(image_BE), _unit(text_BE), scale)
@@ -101,7 +101,10 @@ def test_sigmoid_known_values():
 
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
 def test_sharded_sigmoid_equals_oracle(devices):
-  mesh, inputs = sharding.make_mesh(devices), (*_embeddings(32, devices), jnp.float32(-6.0))
+  mesh, inputs = (
+    sharding.make_mesh(devices=jax.devices()[:devices]),
+    (*_embeddings(32, devices), jnp.float32(-6.0)),
+  )
 
   def plain(image_BE, text_BE, scale, bias):
     return losses.sigmoid(_unit(image_BE), _unit(text_BE), scale, bias)
@@ -115,7 +118,7 @@ def test_sharded_sigmoid_equals_oracle(devices):
 
 
 def test_no_device_holds_all_sigmoid_logits():
-  mesh, (image_BE, text_BE, scale) = sharding.make_mesh(8), _embeddings(64)
+  mesh, (image_BE, text_BE, scale) = sharding.make_mesh(devices=jax.devices()[:8]), _embeddings(64)
   rows, bias = sharding.batch_sharding(mesh), jnp.float32(-6.0)
   image_BE, text_BE = jax.device_put((image_BE, text_BE), rows)
   step = jax.jit(jax.grad(lambda i, t: losses.sharded_sigmoid(mesh, i, t, scale, bias)[0], (0, 1)))
@@ -126,7 +129,7 @@ def test_no_device_holds_all_sigmoid_logits():
 
 def test_no_device_holds_all_logits():
   """On 8 devices the program holds [b, B] logits only, never [B, B]."""
-  mesh, (image_BE, text_BE, scale) = sharding.make_mesh(8), _embeddings(64)
+  mesh, (image_BE, text_BE, scale) = sharding.make_mesh(devices=jax.devices()[:8]), _embeddings(64)
   rows = sharding.batch_sharding(mesh)
   image_BE, text_BE = jax.device_put((image_BE, text_BE), rows)
   step = jax.jit(jax.grad(lambda i, t: losses.sharded_contrastive(mesh, i, t, scale)[0], (0, 1)))

@@ -279,13 +279,15 @@ def _value_statistics_and_gradient(**options):
   return aux, gradients
 
 
-@pytest.mark.parametrize("option", ["scan_layers", "remat"])
+@pytest.mark.parametrize(
+  "option", [{"scan_layers": True}, {"remat": "full"}, {"remat": "dots"}, {"remat": "tuned"}]
+)
 def test_options_change_nothing(option):
-  aux, gradients = _value_statistics_and_gradient(**{option: True})
+  aux, gradients = _value_statistics_and_gradient(**option)
   plain_aux, plain_gradients = _value_statistics_and_gradient()
   _assert_near(aux, plain_aux, 1e-5)
   _assert_near(gradients, plain_gradients, 1e-2)  # a ReLU's corner; see above
-  shapes = jax.eval_shape(_encoder(**{option: True}).init, jax.random.key(3), _images(1))
+  shapes = jax.eval_shape(_encoder(**option).init, jax.random.key(3), _images(1))
   assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, _variables())
 
 
@@ -423,7 +425,7 @@ def _batch(seed: int):
 @functools.cache
 def _initial():
   """With gradients everywhere: a last scale of zero would stop those of its block."""
-  state = jax.device_get(train_step.init_state(TINY, sharding.make_mesh(1)))
+  state = jax.device_get(train_step.init_state(TINY, sharding.make_mesh(devices=jax.devices()[:1])))
   half = lambda path, x: x + 0.5 if path[-2].key == "bn_3" and path[-1].key == "scale" else x  # noqa: E731
   image = jax.tree_util.tree_map_with_path(half, state.params["image"])
   return state.replace(params={**state.params, "image": image})
@@ -435,7 +437,7 @@ def _placed(_, mesh):
 
 @functools.cache
 def _compiled(devices):
-  mesh = sharding.make_mesh(devices)
+  mesh = sharding.make_mesh(devices=jax.devices()[:devices])
   return mesh, train_step.make_train_step(TINY, mesh)
 
 
@@ -520,7 +522,7 @@ def test_a_broken_run_goes_on_with_its_statistics(tmp_path, monkeypatch):
 
 
 def test_statistics_that_a_checkpoint_lacks_are_told(tmp_path):
-  state = _placed(TINY, sharding.make_mesh(1))
+  state = _placed(TINY, sharding.make_mesh(devices=jax.devices()[:1]))
   checkpoints = checkpoint.Checkpoints(tmp_path)
   checkpoints.save(1, state.params, {"step": state.step}, {"config": c.to_dict(TINY)})
   checkpoints.close()

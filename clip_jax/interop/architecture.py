@@ -57,7 +57,7 @@ def from_openai_shapes(shapes: Shapes, activation: str | None, released: bool = 
     image,
     text,
     _size(shapes, "text_projection", 1),
-    activation=activation,  # type: ignore[arg-type]  # checked by config.parse
+    activation=activation,  # type: ignore[arg-type]  # checked by parsing.parse
   )
   return _with_heads(model, released)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from clip_jax import checkpoint, inference
+from clip_jax import checkpoint, inference, parsing
 from clip_jax import config as config_lib
 from clip_jax.data import tokenizer as tokenizer_lib
 from clip_jax.interop import architecture, archive, inputs, naming, weights, writers
@@ -79,10 +79,10 @@ def _load(path: pathlib.Path, activation: str | None) -> inference.Clip:
       return model
     found = find(path, activation)
     config = config_lib.Config(name=path.stem, model=found.model, preprocess=found.preprocess)
-    config = config_lib.parse(config_lib.to_config_dict(config))  # before anything is as large
+    config = parsing.parse(config_lib.to_config_dict(config))  # before anything is as large
     _plausible(found)
     variables = weights.to_ours(found.arrays, found.table(found.model), found.model)
-  except (WeightsError, config_lib.ConfigError) as error:
+  except (WeightsError, parsing.ConfigError) as error:
     raise WeightsError(f"{path}: {error}") from error
   variables = jax.device_put(variables)  # on a CPU without a copy: see `weights.to_ours`
   tokenizer = inference.tokenizer_from(found.tokenizer)

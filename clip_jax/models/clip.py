@@ -46,20 +46,27 @@ class CLIP(nn.Module):
     return self.param(name, nn.initializers.normal(width**-0.5), (width, self.config.embed_dim))
 
   def __call__(
-    self, image_BRR3: jax.Array, tokens_BL: jax.Array, train: bool = False
+    self,
+    image_BRR3: jax.Array,
+    tokens_BL: jax.Array,
+    train: bool = False,
+    kept_BK: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(image_BE, text_BE, logit scale): what the loss takes (sigmoid: with params' logit_bias)."""
-    image_BE = self.encode_image(image_BRR3, train)
+    image_BE = self.encode_image(image_BRR3, train, kept_BK)
     return image_BE, self.encode_text(tokens_BL), jnp.exp(self.log_scale)
 
-  def encode_image(self, image_BRR3: jax.Array, train: bool = False) -> jax.Array:
+  def encode_image(
+    self, image_BRR3: jax.Array, train: bool = False, kept_BK: jax.Array | None = None
+  ) -> jax.Array:
     """Normalised float32 images [B, R, R, 3] -> image_BE.
 
     `train` concerns ResNets alone: it takes the batch's statistics, and updates `batch_stats`.
+    `kept_BK`, Vision Transformers alone: the patches of each image that are looked at; None: all.
     """
     if isinstance(self.image, resnet.ModifiedResNet):
       return _unit(self.image(image_BRR3, train))
-    x_BD = self.image(image_BRR3)
+    x_BD = self.image(image_BRR3, kept_BK)
     if self.config.image.pooling == "map":
       return _unit(x_BD)
     return _unit(_project(x_BD, self.image_projection, compute_dtype(self.config)))
@@ -72,10 +79,14 @@ class CLIP(nn.Module):
     return _unit(x_BE)
 
 
-def compute_dtype(config: config_lib.Model) -> Dtype:
-  """The dtype of the matrix products: what the config says, or what suits the device."""
+def compute_dtype(config: config_lib.Model, platform: str | None = None) -> jnp.dtype:
+  """The dtype of the matrix products: what the config says, or what suits the platform.
+
+  platform: "cpu", "gpu" or "tpu", of the devices that the program is for; None: of JAX's first.
+  """
   if config.compute_dtype == "auto":
-    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    on_cpu = (platform or jax.default_backend()) == "cpu"
+    return jnp.dtype("float32" if on_cpu else "bfloat16")
   return jnp.dtype(config.compute_dtype)
 
 
@@ -104,19 +115,23 @@ def parameter_counts(config: config_lib.Model) -> dict[str, int]:
   }
 
 
-def flops_per_pair(config: config_lib.Model) -> int:
-  """Matrix-product FLOPs of one forward pass of one image and one text (2 a multiply-add)."""
+def flops_per_pair(config: config_lib.Model, train: bool = False) -> int:
+  """Matrix-product FLOPs of one forward pass of one image and one text (2 a multiply-add).
+
+  `train`: without the patches that training leaves out.
+  """
   text_ = config.text
   text_flops = _blocks_flops(text_.context_length, text_)
-  return flops_per_image(config) + text_flops + 2 * text_.width * config.embed_dim
+  return flops_per_image(config, train) + text_flops + 2 * text_.width * config.embed_dim
 
 
-def flops_per_image(config: config_lib.Model) -> int:
+def flops_per_image(config: config_lib.Model, train: bool = False) -> int:
   """The image encoder's part of `flops_per_pair`."""
   image = config.image
   if image.blocks:
     return resnet.flops(image, config.embed_dim)
-  patches = (image.resolution // image.patch) ** 2
+  kept, patches = vit.kept_patches(image)
+  patches = kept if train else patches
   if image.pooling == "map":
     # keys and values of every patch, attention of one query, its own two products, its MLP
     mlp_width, tokens = image.mlp_width or 4 * image.width, patches

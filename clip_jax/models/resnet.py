@@ -33,7 +33,7 @@ class ModifiedResNet(nn.Module):
   embed_dim: int
   dtype: Dtype
   scan_layers: bool = False
-  remat: bool = False
+  remat: str = "none"
 
   @nn.compact
   def __call__(self, image_BRR3: jax.Array, train: bool = False) -> jax.Array:
@@ -138,15 +138,15 @@ class _Stage(nn.Module):
   train: bool
   dtype: Dtype
   scan_layers: bool
-  remat: bool
+  remat: str
 
   @nn.compact
   def __call__(self, x_BRRC: jax.Array) -> jax.Array:
-    first = nn.remat(Bottleneck) if self.remat else Bottleneck
+    first = transformer.rematerialised(Bottleneck, self.remat, scan_layers=False)
     x_BRRC, _ = first(self.channels, self.stride, self.train, self.dtype, name="first")(x_BRRC)
     if self.blocks == 1:
       return x_BRRC
-    block = nn.remat(Bottleneck, prevent_cse=not self.scan_layers) if self.remat else Bottleneck
+    block = transformer.rematerialised(Bottleneck, self.remat, self.scan_layers)
     stack = nn.scan(
       block,
       variable_axes={"params": 0, "batch_stats": 0},

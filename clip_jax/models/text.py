@@ -21,7 +21,7 @@ class TextTransformer(nn.Module):
   activation: str
   dtype: Dtype
   scan_layers: bool = False
-  remat: bool = False
+  remat: str = "none"
   norm_epsilon: float = 1e-5
 
   @nn.compact

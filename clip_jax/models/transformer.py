@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
+from clip_jax import sharding
+
 
 def uniform_bias(fan_in: int) -> Initializer:
   """PyTorch's default for the bias of a dense layer, which the released code keeps."""
@@ -75,7 +77,8 @@ class Attention(nn.Module):
     out = nn.DenseGeneral(
       width, (-2, -1), dtype=self.dtype, kernel_init=self.initial.out, name="out"
     )
-    q_BSHK, k_BSHK, v_BSHK = jnp.moveaxis(qkv(x_BSD), -3, 0)
+    qkv_BS3HK = sharding.constrain(qkv(x_BSD), "batch", None, None, "heads", None)
+    q_BSHK, k_BSHK, v_BSHK = jnp.moveaxis(qkv_BS3HK, -3, 0)
     return out(jax.nn.dot_product_attention(q_BSHK, k_BSHK, v_BSHK, is_causal=self.causal))
 
 
@@ -96,7 +99,8 @@ class Mlp(nn.Module):
     proj = nn.Dense(
       width, True, self.dtype, kernel_init=initial.proj, bias_init=proj_bias, name="proj"
     )
-    return proj(activate(fc(x_BSD), self.activation))
+    x_BSF = sharding.constrain(fc(x_BSD), "batch", None, "mlp")
+    return proj(activate(x_BSF, self.activation))
 
 
 class Block(nn.Module):
@@ -118,7 +122,20 @@ class Block(nn.Module):
     ln_2 = layer_norm(epsilon=self.norm_epsilon, name="ln_2")
     x_BSD = x_BSD + attention(ln_1(x_BSD)).astype(jnp.float32)
     x_BSD = x_BSD + mlp(ln_2(x_BSD)).astype(jnp.float32)
-    return x_BSD, None
+    return sharding.constrain(x_BSD, "batch", None, None), None
+
+
+def rematerialised(block: type[nn.Module], remat: str, scan_layers: bool) -> type[nn.Module]:
+  """`block`, of which the backward pass recomputes what `config.Model.remat` says."""
+  if remat == "none":
+    return block
+  policies = jax.checkpoint_policies
+  policy = {
+    "full": None,
+    "dots": policies.dots_with_no_batch_dims_saveable,
+    "tuned": policies.dots_with_no_batch_dims_saveable,
+  }[remat]
+  return nn.remat(block, prevent_cse=not scan_layers, policy=policy)
 
 
 class Transformer(nn.Module):
@@ -126,7 +143,8 @@ class Transformer(nn.Module):
 
   The blocks' weights are stacked on a leading axis of length `layers`, whether they are run by
   a loop on the device (`scan_layers`, one compiled block) or unrolled: the option changes the
-  size of the program and nothing else. `remat` recomputes each block in the backward pass.
+  size of the program and nothing else. For `remat` see
+  `rematerialised`.
   """
 
   layers: int
@@ -136,13 +154,13 @@ class Transformer(nn.Module):
   initial: Initial
   dtype: Dtype
   scan_layers: bool = False
-  remat: bool = False
+  remat: str = "none"
   mlp_width: int = 0  # 0: four times the width
   norm_epsilon: float = 1e-5
 
   @nn.compact
   def __call__(self, x_BSD: jax.Array) -> jax.Array:
-    block = nn.remat(Block, prevent_cse=not self.scan_layers) if self.remat else Block
+    block = rematerialised(Block, self.remat, self.scan_layers)
     stack = nn.scan(
       block,
       variable_axes={"params": 0},

@@ -21,11 +21,11 @@ class VisionTransformer(nn.Module):
   activation: str
   dtype: Dtype
   scan_layers: bool = False
-  remat: bool = False
+  remat: str = "none"
   norm_epsilon: float = 1e-5
 
   @nn.compact
-  def __call__(self, image_BRR3: jax.Array) -> jax.Array:
+  def __call__(self, image_BRR3: jax.Array, kept_BK: jax.Array | None = None) -> jax.Array:
     c = self.config
     if image_BRR3.shape[1:] != (c.resolution, c.resolution, 3):
       raise ValueError(
@@ -46,6 +46,8 @@ class VisionTransformer(nn.Module):
       x_BSD = jnp.concatenate([class_B1D, x_BSD], axis=1)
     position_SD = self.param("positional_embedding", normal, (x_BSD.shape[1], c.width))
     x_BSD = x_BSD + position_SD[None]
+    if kept_BK is not None:
+      x_BSD = _keep(x_BSD, kept_BK, first=0 if siglip else 1)
     if not siglip:
       x_BSD = layer_norm(name="ln_pre")(x_BSD)
     blocks = transformer.Transformer(
@@ -68,6 +70,21 @@ class VisionTransformer(nn.Module):
       c.heads, c.mlp_width, self.activation, initial, self.dtype, self.norm_epsilon, name="pooling"
     )
     return pool(ln_post(x_BSD))
+
+
+def kept_patches(config: config_lib.Vision) -> tuple[int, int]:
+  """(how many patches of an image training keeps, how many there are).
+
+  Source: Li et al. 2022, arXiv 2212.00794, section 3 (FLIP).
+  """
+  patches = (config.resolution // config.patch) ** 2
+  return max(1, round(patches * (1 - config.patch_dropout))), patches
+
+
+def _keep(x_BSD: jax.Array, kept_BK: jax.Array, first: int) -> jax.Array:
+  """The `first` positions, and of the patches after them those that `kept_BK` names."""
+  patches = jnp.take_along_axis(x_BSD[:, first:], kept_BK[:, :, None], axis=1)
+  return jnp.concatenate([x_BSD[:, :first], patches], axis=1)
 
 
 class _PatchStem(nn.Module):

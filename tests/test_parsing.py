@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from clip_jax import cli
+from clip_jax import cli, parsing
 from clip_jax import config as c
 
 FULL = c.Config(
@@ -16,9 +16,9 @@ FULL = c.Config(
 
 
 def test_round_trips():
-  assert c.parse(c.to_dict(FULL)) == FULL
-  assert c.parse(c.to_config_dict(FULL)) == FULL
-  assert c.parse(json.loads(json.dumps(c.to_dict(FULL)))) == FULL
+  assert parsing.parse(c.to_dict(FULL)) == FULL
+  assert parsing.parse(c.to_config_dict(FULL)) == FULL
+  assert parsing.parse(json.loads(json.dumps(c.to_dict(FULL)))) == FULL
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ def test_mistakes_are_told_by_key(path, value, message):
   for key in path[:-1]:
     inner = inner[key]
   inner[path[-1]] = value
-  with pytest.raises(c.ConfigError, match=message):
-    c.parse(tree)
+  with pytest.raises(parsing.ConfigError, match=message):
+    parsing.parse(tree)
 
 
 def test_pixels_may_be_left_over_where_siglip_leaves_them():
@@ -60,11 +60,11 @@ def test_pixels_may_be_left_over_where_siglip_leaves_them():
   tree = c.to_dict(FULL)
   tree["model"]["embed_dim"] = 768
   tree["model"]["image"] |= {"pooling": "map", "resolution": 384, "patch": 14}
-  assert c.parse(tree).model.image.resolution == 384
+  assert parsing.parse(tree).model.image.resolution == 384
   for change in ({"patch": 400}, {"stem": "convolution"}, {"pooling": "class"}):
     wrong = {**tree, "model": {**tree["model"], "image": {**tree["model"]["image"], **change}}}
-    with pytest.raises(c.ConfigError, match="does not divide resolution 384"):
-      c.parse(wrong)
+    with pytest.raises(parsing.ConfigError, match="does not divide resolution 384"):
+      parsing.parse(wrong)
 
 
 RESNET = c.Vision(224, 32, width=64, layers=0, heads=32, blocks=(3, 4, 6, 3))
@@ -76,8 +76,8 @@ def _with_image(**changes):
 
 
 def test_a_resnet_round_trips():
-  assert c.parse(c.to_config_dict(_with_image())) == _with_image()
-  assert c.parse(json.loads(json.dumps(c.to_dict(_with_image())))) == _with_image()
+  assert parsing.parse(c.to_config_dict(_with_image())) == _with_image()
+  assert parsing.parse(json.loads(json.dumps(c.to_dict(_with_image())))) == _with_image()
 
 
 @pytest.mark.parametrize(
@@ -95,32 +95,32 @@ def test_a_resnet_round_trips():
   ],
 )
 def test_what_a_resnet_cannot_be(changes, message):
-  with pytest.raises(c.ConfigError, match=message):
-    c.parse(c.to_dict(_with_image(**changes)))
+  with pytest.raises(parsing.ConfigError, match=message):
+    parsing.parse(c.to_dict(_with_image(**changes)))
 
 
 def test_a_saved_config_gets_the_fields_that_came_later():
   saved = c.to_dict(FULL)
   del saved["model"]["image"]["blocks"]
-  with pytest.raises(c.ConfigError, match=r"config\.model\.image\.blocks: missing"):
-    c.parse(saved)
-  assert c.parse(c.upgrade(saved)) == FULL
+  with pytest.raises(parsing.ConfigError, match=r"config\.model\.image\.blocks: missing"):
+    parsing.parse(saved)
+  assert parsing.parse(parsing.upgrade(saved)) == FULL
   assert "blocks" not in saved["model"]["image"]
-  assert c.parse(c.upgrade(c.to_dict(_with_image()))) == _with_image()
+  assert parsing.parse(parsing.upgrade(c.to_dict(_with_image()))) == _with_image()
 
 
 def test_all_mistakes_are_told_together():
   tree = c.to_dict(FULL)
   del tree["seed"]
   tree["extra"] = 1
-  with pytest.raises(c.ConfigError, match=r"config.extra: no such key.*config.seed: missing"):
-    c.parse(tree)
+  with pytest.raises(parsing.ConfigError, match=r"config.extra: no such key.*config.seed: missing"):
+    parsing.parse(tree)
 
 
 def test_an_int_is_a_float_where_one_is_asked_for():
   tree = c.to_dict(FULL)
   tree["optimizer"]["learning_rate"] = 1
-  assert c.parse(tree).optimizer.learning_rate == 1.0
+  assert parsing.parse(tree).optimizer.learning_rate == 1.0
 
 
 @pytest.fixture
