@@ -106,12 +106,8 @@ def _loss(
   params: Any,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   """(loss, (accuracy, scale)) from embeddings, log_scale and logit_bias."""
-  scale = jnp.exp(params["log_scale"])
-  if config.model.loss == "sigmoid":
-    bias = params["logit_bias"]
-    loss, accuracy = losses.sharded_sigmoid(mesh, image_BE, text_BE, scale, bias)
-  else:
-    loss, accuracy = losses.sharded_contrastive(mesh, image_BE, text_BE, scale)
+  scale, bias = jnp.exp(params["log_scale"]), params.get("logit_bias")
+  loss, accuracy = losses.sharded(config.loss, mesh, image_BE, text_BE, scale, bias, tokens_BL)
   return loss, (accuracy, scale)
 
 

@@ -1,124 +1,167 @@
 """The losses: symmetric cross-entropy over the global batch (Figure 3), and SigLIP's sigmoid loss.
 
-`contrastive` and `sigmoid` are the plain oracles; `sharded_contrastive` and `sharded_sigmoid`
-have their values and gradients on a mesh.
+`contrastive` and `sigmoid` are the plain oracles. `sharded` has their values and gradients on a
+mesh: here by gathering embeddings, or by the ring in `ring.py`.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from clip_jax import sharding
+from clip_jax import config as config_lib
+from clip_jax import ring, sharding
 
 
 def contrastive(
-  image_BE: jax.Array, text_BE: jax.Array, scale: jax.Array
+  image_BE: jax.Array, text_BE: jax.Array, scale: jax.Array, tokens_BL: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
   """Symmetric cross-entropy of matched pairs.
 
-  Args: image_BE, text_BE unit-norm float32; scale, the multiplicative logit scale.
-  Returns: (loss, accuracy), float32 scalars; accuracy is the share of images whose own text is
-    the likeliest of the batch.
+  Args: image_BE, text_BE unit-norm float32; scale, the multiplicative logit scale; tokens_BL, the
+    captions where identical ones count as positives: a row's target is then uniform over them.
+  Returns: (loss, accuracy), float32 scalars; accuracy is the share of images for which a text of
+    their own caption is the likeliest of the batch.
   Costs: 2 B^2 E multiply-adds and B^2 float32 logits. Source: Figure 3.
   """
-  logits_BB = scale * _similarity(image_BE, text_BE)
-  own_B = jnp.arange(logits_BB.shape[0])
-  loss_B = _cross_entropy(logits_BB, own_B) + _cross_entropy(logits_BB.T, own_B)
-  return loss_B.mean() / 2, (logits_BB.argmax(-1) == own_B).mean()
+  logits_BB = scale * ring.similarity(image_BE, text_BE)
+  same_BB = _same(image_BE.shape[0], tokens_BL)
+  loss_B = _cross_entropy(logits_BB, same_BB) + _cross_entropy(logits_BB.T, same_BB)
+  return loss_B.mean() / 2, _accuracy(logits_BB, same_BB)
 
 
-def sharded_contrastive(
-  mesh: Mesh, image_BE: jax.Array, text_BE: jax.Array, scale: jax.Array
+def sigmoid(
+  image_BE: jax.Array,
+  text_BE: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  tokens_BL: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """`contrastive` with each device computing its own rows of the logits only.
+  """Each of the B^2 pairs judged by itself as matched or not; summed, then divided by B.
 
-  Every device gathers the other side's embeddings: B E float32 each way over the network, and
-  2 b B float32 logits in memory instead of B^2. The gradient of the gather is a reduce-scatter,
-  so no negatives and no gradients are lost.
+  Args: as `contrastive`'s, with scale and bias of logits = scale * cosine + bias; pairs of
+    identical captions are matched where tokens_BL is given.
+  Returns: (loss, accuracy), as `contrastive` does.
+  Costs: B^2 E multiply-adds and B^2 float32 logits. Source: arXiv 2303.15343, section 3.2.
   """
-  rows, scalar = P(sharding.BATCH_AXES), P()
-  local = functools.partial(_local_contrastive, sharding.BATCH_AXES)
+  logits_BB = scale * ring.similarity(image_BE, text_BE) + bias
+  same_BB = _same(image_BE.shape[0], tokens_BL)
+  return _pair_losses(logits_BB, same_BB).mean(), _accuracy(logits_BB, same_BB)
+
+
+def sharded(
+  config: config_lib.Loss,
+  mesh: Mesh,
+  image_BE: jax.Array,
+  text_BE: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array | None,
+  tokens_BL: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """`contrastive`, or with a bias `sigmoid`, of embeddings whose rows lie over the devices.
+
+  Captions are compared by `caption_ids`. `config.exchange` chooses how texts meet images:
+  "gather": every device gathers the other side (sigmoid: the texts alone), B E float32 over the
+    network and in memory, and computes its b rows of the logits, b B float32 (twice for softmax:
+    its images against all texts, its texts against all images). The gradient of the gather is a
+    reduce-scatter, so no negatives and no gradients are lost.
+  "ring": see `ring.softmax`.
+  """
+  if config.identical_captions == "positives":
+    ids_BW = caption_ids(tokens_BL)
+  else:
+    ids_BW = jnp.arange(image_BE.shape[0], dtype=jnp.uint32)[:, None]
+  if config.exchange == "ring":
+    if bias is None:
+      return ring.softmax(mesh, config.chunk, image_BE, text_BE, scale, ids_BW)
+    return ring.sigmoid(mesh, config.chunk, image_BE, text_BE, scale, bias, ids_BW)
+  rows, scalar, axes = P(sharding.BATCH_AXES), P(), sharding.BATCH_AXES
+  head = (scale,) if bias is None else (scale, bias)
   mapped = jax.shard_map(
-    local, mesh=mesh, in_specs=(rows, rows, scalar), out_specs=(scalar, scalar)
+    functools.partial(_local_contrastive if bias is None else _local_sigmoid, axes),
+    mesh=mesh,
+    in_specs=(rows, rows, rows, *(scalar for _ in head)),
+    out_specs=(scalar, scalar),
   )
-  return mapped(image_BE, text_BE, scale)
+  return mapped(image_BE, text_BE, ids_BW, *head)
+
+
+def caption_ids(tokens_BL: jax.Array) -> jax.Array:
+  """Two independent 32-bit hashes of each row of tokens, uint32 [B, 2].
+
+  Equal rows have equal ids. In a batch of 1,048,576 different captions the odds that any two of
+  them share an id are 3e-8 (2^39 pairs over 2^64).
+  """
+  position_L = jnp.arange(tokens_BL.shape[1], dtype=jnp.uint32)
+  words_BL = tokens_BL.astype(jnp.uint32) * 128 + position_L[None]  # 77 positions
+  sums = [_mixed(words_BL, seed).sum(1, dtype=jnp.uint32) for seed in (0x9E3779B9, 0x85EBCA6B)]
+  return jnp.stack(sums, axis=1)
+
+
+def _mixed(x: jax.Array, seed: int) -> jax.Array:
+  """Every bit of the result depends on every bit of x: MurmurHash3's finaliser, twice."""
+  x = x ^ jnp.uint32(seed)
+  for _ in range(2):
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    x = (x ^ (x >> 16)) + jnp.uint32(seed)
+  return x
 
 
 def _local_contrastive(
-  axes: tuple[str, ...], image_bE: jax.Array, text_bE: jax.Array, scale: jax.Array
+  axes: tuple[str, ...],
+  image_bE: jax.Array,
+  text_bE: jax.Array,
+  ids_bW: jax.Array,
+  scale: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   """This device's rows of both logit matrices, averaged over all devices."""
   image_BE = jax.lax.all_gather(image_bE, axes, tiled=True)
   text_BE = jax.lax.all_gather(text_bE, axes, tiled=True)
-  local = image_bE.shape[0]
-  own_b = jax.lax.axis_index(axes) * local + jnp.arange(local)
-  image_logits_bB = scale * _similarity(image_bE, text_BE)
-  text_logits_bB = scale * _similarity(text_bE, image_BE)
-  loss_b = _cross_entropy(image_logits_bB, own_b) + _cross_entropy(text_logits_bB, own_b)
-  accuracy = (image_logits_bB.argmax(-1) == own_b).mean()
+  same_bB = ring.same(ids_bW, jax.lax.all_gather(ids_bW, axes, tiled=True))
+  image_logits_bB = scale * ring.similarity(image_bE, text_BE)
+  text_logits_bB = scale * ring.similarity(text_bE, image_BE)
+  loss_b = _cross_entropy(image_logits_bB, same_bB) + _cross_entropy(text_logits_bB, same_bB)
+  accuracy = _accuracy(image_logits_bB, same_bB)
   return jax.lax.pmean(loss_b.mean() / 2, axes), jax.lax.pmean(accuracy, axes)
-
-
-def sigmoid(
-  image_BE: jax.Array, text_BE: jax.Array, scale: jax.Array, bias: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Each of the B^2 pairs judged by itself as matched or not; summed, then divided by B.
-
-  Args: image_BE, text_BE unit-norm float32; scale and bias, of logits = scale * cosine + bias.
-  Returns: (loss, accuracy), as `contrastive` does.
-  Costs: B^2 E multiply-adds and B^2 float32 logits. Source: arXiv 2303.15343, section 3.2.
-  """
-  logits_BB = scale * _similarity(image_BE, text_BE) + bias
-  own_B = jnp.arange(logits_BB.shape[0])
-  return _pair_losses(logits_BB, own_B).mean(), (logits_BB.argmax(-1) == own_B).mean()
-
-
-def sharded_sigmoid(
-  mesh: Mesh, image_BE: jax.Array, text_BE: jax.Array, scale: jax.Array, bias: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """`sigmoid` with each device computing its own rows of the logits only.
-
-  Every device gathers the texts alone: B E float32 over the network, b B float32 logits in memory.
-  """
-  rows, scalar = P(sharding.BATCH_AXES), P()
-  local = functools.partial(_local_sigmoid, sharding.BATCH_AXES)
-  mapped = jax.shard_map(
-    local, mesh=mesh, in_specs=(rows, rows, scalar, scalar), out_specs=(scalar, scalar)
-  )
-  return mapped(image_BE, text_BE, scale, bias)
 
 
 def _local_sigmoid(
   axes: tuple[str, ...],
   image_bE: jax.Array,
   text_bE: jax.Array,
+  ids_bW: jax.Array,
   scale: jax.Array,
   bias: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   """This device's images against all texts, averaged over all devices."""
   text_BE = jax.lax.all_gather(text_bE, axes, tiled=True)
-  local = image_bE.shape[0]
-  own_b = jax.lax.axis_index(axes) * local + jnp.arange(local)
-  logits_bB = scale * _similarity(image_bE, text_BE) + bias
-  accuracy = (logits_bB.argmax(-1) == own_b).mean()
-  return (
-    jax.lax.pmean(_pair_losses(logits_bB, own_b).mean(), axes),
-    jax.lax.pmean(accuracy, axes),
-  )
+  same_bB = ring.same(ids_bW, jax.lax.all_gather(ids_bW, axes, tiled=True))
+  logits_bB = scale * ring.similarity(image_bE, text_BE) + bias
+  loss = _pair_losses(logits_bB, same_bB).mean()
+  accuracy = _accuracy(logits_bB, same_bB)
+  return jax.lax.pmean(loss, axes), jax.lax.pmean(accuracy, axes)
 
 
-def _pair_losses(logits_bB: jax.Array, own_b: jax.Array) -> jax.Array:
-  """[b]: each row's sum of -log sigmoid(z * logit), z = 1 in its own column and -1 elsewhere."""
-  sign_bB = 2 * jax.nn.one_hot(own_b, logits_bB.shape[1]) - 1
-  return -jax.nn.log_sigmoid(sign_bB * logits_bB).sum(-1)
+def _same(rows: int, tokens_BL: jax.Array | None) -> jax.Array:
+  """bool [B, B]: which texts are a row's own."""
+  if tokens_BL is None:
+    return jnp.eye(rows, dtype=bool)
+  return (tokens_BL[:, None] == tokens_BL[None]).all(-1)
 
 
-def _similarity(a_BE: jax.Array, b_CE: jax.Array) -> jax.Array:
-  return jnp.einsum("be,ce->bc", a_BE, b_CE, precision=jax.lax.Precision.HIGHEST)
+def _cross_entropy(logits_bB: jax.Array, same_bB: jax.Array) -> jax.Array:
+  """[b]: against a target that is uniform over `same_bB`."""
+  own_b = jnp.where(same_bB, logits_bB, 0).sum(-1) / same_bB.sum(-1)
+  return jax.nn.logsumexp(logits_bB, axis=-1) - own_b
 
 
-_cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
+def _pair_losses(logits_bB: jax.Array, same_bB: jax.Array) -> jax.Array:
+  """[b]: each row's sum of -log sigmoid(z * logit), z = 1 where the pair matches, else -1."""
+  return -jax.nn.log_sigmoid(jnp.where(same_bB, logits_bB, -logits_bB)).sum(-1)
+
+
+def _accuracy(logits_bB: jax.Array, same_bB: jax.Array) -> jax.Array:
+  return jnp.take_along_axis(same_bB, logits_bB.argmax(-1)[:, None], axis=1).mean()

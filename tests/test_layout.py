@@ -35,14 +35,14 @@ LAYERS = (
     "models.vit",
     "models.resnet",
     "models.text",
-    "losses",
+    "ring",
     "data.scenes",
     "checkpoint",
     "metrics",
     "interop.architecture",
     "interop.archive",
   ),
-  ("models.clip", "data.pipeline", "evaluation.prompts", "evaluation.encoding"),
+  ("models.clip", "losses", "data.pipeline", "evaluation.prompts", "evaluation.encoding"),
   ("gradients",),
   (
     "interop.weights",
@@ -145,6 +145,7 @@ TESTED_WITH = {
   "models.clip": "models",
   "models.presets": "models",
   "summary": "train",
+  "ring": "losses",
 }
 
 

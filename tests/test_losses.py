@@ -1,11 +1,14 @@
 """The sharded loss against the plain oracle, the oracle against PyTorch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
+from clip_jax import config as c
 from clip_jax import losses, sharding
 
 
@@ -47,22 +50,6 @@ def test_known_values():
   assert accuracy == 0
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
-def test_sharded_equals_oracle(devices):
-  mesh, inputs = sharding.make_mesh(devices=jax.devices()[:devices]), _embeddings(32, seed=devices)
-
-  def plain(image_BE, text_BE, scale):
-    return losses.contrastive(_unit(image_BE), _unit(text_BE), scale)
-
-  def sharded(image_BE, text_BE, scale):
-    return losses.sharded_contrastive(mesh, _unit(image_BE), _unit(text_BE), scale)
-
-  expected = jax.value_and_grad(plain, argnums=(0, 1, 2), has_aux=True)(*inputs)
-  got = jax.jit(jax.value_and_grad(sharded, argnums=(0, 1, 2), has_aux=True))(*inputs)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
-  assert abs(got[0][0] - expected[0][0]) <= 1e-6
-
-
 def test_sigmoid_oracle_equals_pytorch():
   """And the formula of arXiv 2303.15343, section 3.2, pair by pair."""
   inputs = (*_embeddings(12, seed=3), jnp.float32(-4.0))
@@ -99,40 +86,135 @@ def test_sigmoid_known_values():
   np.testing.assert_allclose(huge, 1e4 + 3 * np.log(2), rtol=1e-6)
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
-def test_sharded_sigmoid_equals_oracle(devices):
-  mesh, inputs = (
-    sharding.make_mesh(devices=jax.devices()[:devices]),
-    (*_embeddings(32, devices), jnp.float32(-6.0)),
-  )
+def _tokens(batch: int, captions: int, seed: int = 0) -> jax.Array:
+  """`batch` captions of which only `captions` differ."""
+  rng = np.random.default_rng(seed)
+  return jnp.asarray(rng.integers(0, 500, (captions, 9))[rng.integers(0, captions, batch)])
 
-  def plain(image_BE, text_BE, scale, bias):
-    return losses.sigmoid(_unit(image_BE), _unit(text_BE), scale, bias)
 
-  def sharded(image_BE, text_BE, scale, bias):
-    return losses.sharded_sigmoid(mesh, _unit(image_BE), _unit(text_BE), scale, bias)
+def _sharded(mesh, image_BE, text_BE, scale, bias=None, tokens_BL=None, loss=c.Loss()):  # noqa: B008
+  tokens_BL = _tokens(len(image_BE), len(image_BE)) if tokens_BL is None else tokens_BL
+  return losses.sharded(loss, mesh, image_BE, text_BE, scale, bias, tokens_BL)
 
-  expected = jax.value_and_grad(plain, argnums=(0, 1, 2, 3), has_aux=True)(*inputs)
-  got = jax.jit(jax.value_and_grad(sharded, argnums=(0, 1, 2, 3), has_aux=True))(*inputs)
+
+def _compare(mesh, loss, batch, bias, seed=0, captions=0):
+  """Value, accuracy and every gradient of the sharded loss against the plain oracle's."""
+  inputs = _embeddings(batch, seed) + ((jnp.float32(bias),) if bias else ())
+  tokens_BL = _tokens(batch, captions or batch, seed)
+  oracle = losses.sigmoid if bias else losses.contrastive
+  given = tokens_BL if loss.identical_captions == "positives" else None
+
+  def plain(image_BE, text_BE, *head):
+    return oracle(_unit(image_BE), _unit(text_BE), *head, tokens_BL=given)
+
+  def sharded(image_BE, text_BE, *head):
+    head = head if bias else (*head, None)
+    return losses.sharded(loss, mesh, _unit(image_BE), _unit(text_BE), *head, tokens_BL)
+
+  by = tuple(range(len(inputs)))
+  expected = jax.value_and_grad(plain, by, has_aux=True)(*inputs)
+  got = jax.jit(jax.value_and_grad(sharded, by, has_aux=True))(*inputs)
+  np.testing.assert_allclose(got[0][0], expected[0][0], rtol=1e-6)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
 
 
-def test_no_device_holds_all_sigmoid_logits():
-  mesh, (image_BE, text_BE, scale) = sharding.make_mesh(devices=jax.devices()[:8]), _embeddings(64)
-  rows, bias = sharding.batch_sharding(mesh), jnp.float32(-6.0)
-  image_BE, text_BE = jax.device_put((image_BE, text_BE), rows)
-  step = jax.jit(jax.grad(lambda i, t: losses.sharded_sigmoid(mesh, i, t, scale, bias)[0], (0, 1)))
-  program = step.lower(image_BE, text_BE).compile().as_text()
-  assert "f32[8,64]" in program
-  assert "f32[64,64]" not in program
+@pytest.mark.parametrize("bias", [0.0, -6.0])
+@pytest.mark.parametrize(
+  ("devices", "exchange", "chunk"),
+  [
+    *((1, "gather", 0), (8, "gather", 0), (1, "ring", 0), (1, "ring", 5), (2, "ring", 7)),
+    *((3, "ring", 4), (5, "ring", 1), (6, "ring", 3), (7, "ring", 100), (8, "ring", 2)),
+  ],
+)
+def test_sharded_equals_oracle(devices, exchange, chunk, bias):
+  """Chunks that divide a device's pairs, that do not, and that are larger."""
+  mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+  _compare(mesh, c.Loss(exchange, chunk), 6 * devices, bias, seed=devices)
 
 
-def test_no_device_holds_all_logits():
-  """On 8 devices the program holds [b, B] logits only, never [B, B]."""
-  mesh, (image_BE, text_BE, scale) = sharding.make_mesh(devices=jax.devices()[:8]), _embeddings(64)
-  rows = sharding.batch_sharding(mesh)
-  image_BE, text_BE = jax.device_put((image_BE, text_BE), rows)
-  step = jax.jit(jax.grad(lambda i, t: losses.sharded_contrastive(mesh, i, t, scale)[0], (0, 1)))
-  program = step.lower(image_BE, text_BE).compile().as_text()
-  assert "f32[8,64]" in program
-  assert "f32[64,64]" not in program
+@pytest.mark.parametrize("bias", [0.0, -6.0])
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+def test_identical_captions_count_as_positives(exchange, bias):
+  """32 pairs of 11 captions, on a mesh of all three axes."""
+  mesh = sharding.make_mesh(c.Mesh(fsdp=2, tensor=2))
+  loss = c.Loss(exchange, 3 if exchange == "ring" else 0, "positives")
+  _compare(mesh, loss, 32, bias, captions=11)
+
+
+def test_identical_captions_by_hand():
+  """Two pairs of one caption: each image's target is half of either text."""
+  image_BE = jnp.asarray([[1.0, 0.0], [0.0, 1.0]])
+  tokens_BL = jnp.asarray([[3, 4], [3, 4]])
+  loss, accuracy = losses.contrastive(image_BE, image_BE, jnp.float32(2.0), tokens_BL)
+  np.testing.assert_allclose(loss, np.log(np.exp(2) + 1) - 1, rtol=1e-6)
+  assert accuracy == 1
+  loss, _ = losses.contrastive(image_BE, image_BE, jnp.float32(2.0))
+  np.testing.assert_allclose(loss, np.log(np.exp(2) + 1) - 2, rtol=1e-6)
+
+
+def test_caption_ids_tell_captions_apart():
+  """A million captions that differ by one token, by its place, by little: no two ids alike."""
+  tokens_BL = np.zeros((2**20, 77), np.int32)
+  tokens_BL[:, 0], tokens_BL[:, 1], tokens_BL[:, 2] = 49406, np.arange(2**20) % 1024, 49407
+  tokens_BL[:, 3] = np.arange(2**20) // 1024
+  swapped = tokens_BL[:, [0, 3, 2, 1, *range(4, 77)]]
+  both = np.concatenate([tokens_BL, swapped[(tokens_BL[:, 1] != tokens_BL[:, 3])]])
+  ids_B2 = np.asarray(jax.jit(losses.caption_ids)(both)).astype(np.uint64)
+  distinct = len(np.unique(both[:, 1].astype(np.uint64) * 2**32 + both[:, 3]))
+  assert len(np.unique(ids_B2[:, 0] * 2**32 + ids_B2[:, 1])) == distinct
+  for half in ids_B2.T:  # as good as random, each: n^2 / 2^33 collisions
+    expected = distinct**2 / 2**33
+    assert abs(distinct - len(np.unique(half)) - expected) < 5 * np.sqrt(expected)
+
+
+@pytest.mark.parametrize("bias", [None, jnp.float32(-6.0)])
+def test_the_ring_is_not_finite_where_an_input_is_not(bias):
+  mesh, (image_BE, text_BE, scale) = sharding.make_mesh(), _embeddings(32)
+  ring = functools.partial(_sharded, mesh, scale=scale, bias=bias, loss=c.Loss("ring", 2))
+  assert np.isfinite(ring(image_BE, text_BE)[0])
+  for value in (np.nan, np.inf):
+    assert not np.isfinite(ring(image_BE.at[3, 2].set(value), text_BE)[0])
+    assert not np.isfinite(ring(image_BE, text_BE.at[30, 0].set(value))[0])
+
+
+def test_the_ring_at_the_highest_scale():
+  """Logits of 100 overflow no exponential; equal logits of all texts give the first."""
+  mesh = sharding.make_mesh()
+  image_BE = jnp.eye(16)
+  loss, accuracy = _sharded(mesh, image_BE, image_BE, jnp.float32(100.0), loss=c.Loss("ring"))
+  np.testing.assert_allclose(loss, 0, atol=1e-6)
+  assert accuracy == 1
+  _, accuracy = _sharded(mesh, image_BE, image_BE * 0, jnp.float32(1.0), loss=c.Loss("ring", 1))
+  assert accuracy == 1 / 16
+
+
+def _program(loss, bias, batch=64, width=24):
+  mesh, scale = sharding.make_mesh(), jnp.float32(7.5)
+  rows = jax.ShapeDtypeStruct((batch, width), jnp.float32, sharding=sharding.batch_sharding(mesh))
+  tokens = jnp.zeros((batch, 3), jnp.int32)
+
+  def loss_of(image_BE, text_BE):
+    return losses.sharded(loss, mesh, image_BE, text_BE, scale, bias, tokens)[0]
+
+  return jax.jit(jax.value_and_grad(loss_of, (0, 1))).lower(rows, rows).compile()
+
+
+@pytest.mark.parametrize("bias", [None, jnp.float32(-6.0)])
+def test_no_device_holds_all_logits(bias):
+  """On 8 devices: [b, B] logits by gathering, in the ring neither those nor all embeddings."""
+  gather = _program(c.Loss(), bias).as_text()
+  assert "f32[8,64]" in gather
+  assert "f32[64,64]" not in gather
+  ring = _program(c.Loss("ring", 4), bias).as_text()
+  assert "f32[8,4]" in ring
+  assert not any(shape in ring for shape in ("f32[8,64]", "f32[64,64]", "f32[64,24]"))
+
+
+@pytest.mark.parametrize("bias", [None, jnp.float32(-6.0)])
+def test_the_memory_of_the_ring_does_not_grow_with_the_batch(bias):
+  """16,384 pairs on 8 devices: tiles of 2,048 x 256 and the visitors, against 2,048 x 16,384."""
+  ring = _program(c.Loss("ring", 256), bias, 16384, 64).memory_analysis()
+  gather = _program(c.Loss(), bias, 16384, 64).memory_analysis()
+  tile, visitors = 4 * 2048 * 256, 4 * 2048 * 64
+  assert ring.temp_size_in_bytes < 6 * tile + 10 * visitors
+  assert gather.temp_size_in_bytes > 4 * 2048 * 16384
