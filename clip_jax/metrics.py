@@ -15,31 +15,13 @@ import rich.console
 import rich.progress
 import tensorboardX
 
+from clip_jax import chips
 from clip_jax import config as config_lib
 
-# Dense bfloat16 peak of one JAX device, FLOP/s, by `device_kind`. Sources: the specifications that
-# cloud.google.com/tpu/docs gives for each generation (a v2 or v3 device is one core, half a chip),
-# and NVIDIA's data sheets (V100, A100, H100, H200 SXM; without sparsity; V100 in float16).
-_PEAK_FLOPS = {
-  "TPU v2": 23e12,
-  "TPU v3": 61.5e12,
-  "TPU v4": 275e12,
-  "TPU v5 lite": 197e12,
-  "TPU v5": 459e12,
-  "TPU v5p": 459e12,
-  "TPU v6 lite": 918e12,
-  "Tesla V100-SXM2-16GB": 125e12,
-  "NVIDIA A100-SXM4-40GB": 312e12,
-  "NVIDIA A100-SXM4-80GB": 312e12,
-  "NVIDIA H100 80GB HBM3": 989e12,
-  "NVIDIA H200": 989e12,
-}
-
-
 def peak_flops() -> float | None:
-  """Peak FLOP/s of all devices together, where the table above knows them."""
-  one = _PEAK_FLOPS.get(jax.devices()[0].device_kind)
-  return None if one is None else one * jax.device_count()
+  """Peak FLOP/s of all devices together, where `chips` knows them."""
+  chip = chips.find(jax.devices()[0].device_kind)
+  return None if chip is None else chip.flops * jax.device_count()
 
 
 class Log:
