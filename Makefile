@@ -12,13 +12,15 @@ ORACLES_ALONE := open_clip_torch==3.3.0
 # Without its dependencies, among which is an older Orbax than this project's.
 JAX2ONNX := jax2onnx==0.17.1
 
-.PHONY: help install demo test lint types tests test-interop bench prepare lock clean
+.PHONY: help install install-tpu demo test lint types tests test-interop bench prepare lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed ## create the environment with the exact versions of requirements.lock
+
+install-tpu: $(VENV)/tpu-installed ## the same and libtpu, for a Cloud TPU machine and for preflight
 
 demo: install ## train a small CLIP on the embedded dataset, evaluate it, write a report (5 minutes)
 	$(BIN)/clip-jax train --config experiments/demo.py --workdir $(WORKDIR)
@@ -55,6 +57,9 @@ lock: $(VENV)/test-installed ## write the lock files anew from setup.cfg
 	  --output-file requirements-test.lock requirements-test.in
 	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --no-annotate --no-header --strip-extras --constraint requirements.lock \
+	  --output-file requirements-tpu.lock requirements-tpu.in
+	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --no-annotate --no-header --strip-extras --constraint requirements.lock \
 	  --allow-unsafe --constraint requirements-test.lock --output-file requirements-interop.lock requirements-interop.in
 
 clean: ## remove the environment and the caches, not the runs
@@ -72,7 +77,11 @@ $(VENV)/installed: requirements.lock setup.cfg pyproject.toml | $(BIN)/python
 	$(PIP) install --no-deps --editable .
 	@touch $@
 
-$(VENV)/test-installed: requirements-test.lock $(VENV)/installed
+$(VENV)/tpu-installed: requirements-tpu.lock $(VENV)/installed
+	$(PIP) install --require-hashes --requirement requirements-tpu.lock
+	@touch $@
+
+$(VENV)/test-installed: requirements-test.lock $(VENV)/tpu-installed
 	$(PIP) install --require-hashes --requirement requirements-test.lock
 	$(PIP) install $(ORACLES)
 	$(PIP) install --no-deps $(ORACLES_ALONE)

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   for name in ("absl", "asyncio"):  # Orbax's own accounts of an error that is told below
     logging.getLogger(name).setLevel(logging.ERROR if options.debug else logging.CRITICAL)
   try:
-    if unknown or (overrides and options.verb != "train"):
+    if unknown or (overrides and options.verb not in ("train", "preflight")):
       words = " ".join(unknown or overrides)
       raise UsageError(
         f"unknown option: {words}; see clip-jax {options.verb} --help (a config value is given as "
@@ -237,10 +237,49 @@ def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
   return 0
 
 
+def _preflight(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+  import dataclasses
+
+  from clip_jax import preflight, sharding
+
+  config = load_config(options.config, overrides)
+  devices = preflight.devices_of(options.topology, options.slices)
+  console = rich.console.Console(stderr=True)
+
+  def measure(config: Any) -> preflight.Report:
+    pairs, remat = config.data.batch_pairs, config.model.remat
+    what = f"{pairs} pairs, remat {remat}, {config.mesh}, {config.microbatches} microbatches"
+    with console.status(f"compiling for {options.topology}: {what}"):
+      return preflight.report(config, devices)
+
+  table = rich.table.Table(show_header=False, title=f"{config.name} on {options.topology}")
+  try:
+    found = measure(config)
+  except preflight.DoesNotFit as error:
+    tried = []
+    parts = len(devices) // sharding.make_mesh(config.mesh, devices).shape["tensor"]
+    table.add_row("does not fit", str(error))
+    for words, _, result in preflight.remedies(config, parts, error, measure):
+      if isinstance(result, preflight.DoesNotFit):
+        table.add_row(words, str(result))
+        tried.append({"options": words, "fits": False, "used_bytes": result.used_bytes})
+      else:
+        table.add_row(words, f"fits: {dict(preflight.lines(result))['memory a device']}")
+        tried.append({"options": words, "fits": True, **dataclasses.asdict(result)})
+    _print(options, table, {"fits": False, "used_bytes": error.used_bytes, "tried": tried})
+    return 1
+  for name, value in preflight.lines(found, options.price):
+    table.add_row(name, value)
+  money = {"dollars": found.run_chip_hours * options.price} if options.price else {}
+  _print(options, table, {"fits": True, **dataclasses.asdict(found), **money})
+  return 0
+
+
 _VERBS = {
   "import": _import,
   "export": _export,
   "train": _train,
+  "preflight": _preflight,
   "evaluate": _evaluate,
   "classify": _classify,
   "embed": _embed,

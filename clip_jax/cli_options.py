@@ -37,29 +37,7 @@ def parser() -> argparse.ArgumentParser:
     "--weights", required=True, metavar="DIR", help="a workdir, or what import takes"
   )
 
-  train = add(
-    "train",
-    parents=[common],
-    help="train from a config file, or go on with a workdir",
-    description="Trains, evaluates and writes a report. The same command on the same workdir goes "
-    "on from its newest checkpoint. A config file is Python code and is executed.",
-  )
-  train.add_argument(
-    "--config", required=True, metavar="FILE", help="experiment file with get_config()"
-  )
-  train.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints, metrics, report")
-  train.add_argument(
-    "--accept-changes",
-    action="store_true",
-    help="go on from a checkpoint although its config or data differ from this run's",
-  )
-  train.add_argument(
-    "--config.KEY",
-    dest="_",
-    metavar="VALUE",
-    help="override a value of the config, e.g. --config.steps=100",
-  )
-
+  _add_training(add, common)
   evaluate = add(
     "evaluate",
     parents=[common],
@@ -135,3 +113,49 @@ def _add_interop(
   export.add_argument("dest", metavar="DEST", help="new folder; for openai a new file")
   export.add_argument("--format", required=True, choices=FORMATS)
   export.add_argument("--activation", choices=("quick_gelu", "gelu"), help="as for import")
+
+
+def _add_training(
+  add: Callable[..., argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
+  """The verbs that take a config: train and preflight."""
+  train = add(
+    "train",
+    parents=[common],
+    help="train from a config file, or go on with a workdir",
+    description="Trains, evaluates and writes a report. The same command on the same workdir goes "
+    "on from its newest checkpoint. A config file is Python code and is executed.",
+  )
+  train.add_argument(
+    "--config", required=True, metavar="FILE", help="experiment file with get_config()"
+  )
+  train.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints, metrics, report")
+  train.add_argument(
+    "--accept-changes",
+    action="store_true",
+    help="go on from a checkpoint although its config or data differ from this run's",
+  )
+  train.add_argument(
+    "--config.KEY",
+    dest="_",
+    metavar="VALUE",
+    help="override a value of the config, e.g. --config.steps=100",
+  )
+
+  preflight = add(
+    "preflight",
+    parents=[common],
+    help="compile a training step for a TPU slice that is not here: memory, time, cost",
+    description="Compiles the very step that train would run, for any TPU topology, on any "
+    "machine. If it does not fit, what would. Exit code 1: it does not fit.",
+  )
+  preflight.add_argument("--config", required=True, metavar="FILE", help="as for train")
+  preflight.add_argument(
+    "--topology", required=True, metavar="NAME", help="v5e:16x16, v4:4x4x8, ...; cuda: GPUs here"
+  )
+  preflight.add_argument(
+    "--slices", type=int, default=1, metavar="N", help="so many slices of it, over the network"
+  )
+  preflight.add_argument(
+    "--price", type=float, default=0.0, metavar="DOLLARS", help="of one chip for one hour"
+  )

@@ -18,6 +18,7 @@ import tensorboardX
 from clip_jax import chips
 from clip_jax import config as config_lib
 
+
 def peak_flops() -> float | None:
   """Peak FLOP/s of all devices together, where `chips` knows them."""
   chip = chips.find(jax.devices()[0].device_kind)

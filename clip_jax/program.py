@@ -17,7 +17,9 @@ _BYTES = {
 }  # fmt: skip
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
-_CALLED = re.compile(r"(?:calls|to_apply|body|branch_computations|called_computations)=\{?([^,}]*(?:, %[^,}]*)*)")
+_CALLED = re.compile(
+  r"(?:calls|to_apply|body|branch_computations|called_computations)=\{?([^,}]*(?:, %[^,}]*)*)"
+)
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
 _FREE = {
   "parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "conditional", "call",
@@ -94,8 +96,9 @@ def _instruction(line: str) -> _Instruction:
   opcode, rest = rest.split("(", 1)
   close = _closing("(" + rest) - 1
   operands = tuple(re.findall(r"%([\w.\-]+)", rest[:close]))
-  # of a constant, its value stands where others have operands
-  attributes = rest[: close + 1] if opcode == "constant" else rest[close + 1 :]
+  # of these, a number stands where others have operands
+  numbered = opcode in ("constant", "parameter")
+  attributes = rest[: close + 1] if numbered else rest[close + 1 :]
   return _Instruction(name.lstrip("%"), shape, opcode, operands, attributes)
 
 
@@ -131,7 +134,7 @@ def _called(instruction: _Instruction) -> list[str]:
 
 def _trips(loop: _Instruction, computations: dict[str, _Computation]) -> int:
   """What XLA knows, or the constant with which the condition compares its counter."""
-  known = re.search(r'known_trip_count\W+n\W+(\d+)', loop.attributes)
+  known = re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes)
   if known:
     return int(known[1])
   condition = re.search(r"condition=%?([\w.\-]+)", loop.attributes)
@@ -158,7 +161,9 @@ def _fused(computations: dict[str, _Computation]) -> set[str]:
 def _arrays(shape: str) -> list[tuple[str, list[int], str]]:
   """(dtype, sizes, layout) of each array in a shape or tuple of them."""
   found = _ARRAY.findall(shape)
-  return [(dtype, [int(n) for n in sizes.split(",") if n], layout) for dtype, sizes, layout in found]
+  return [
+    (dtype, [int(n) for n in sizes.split(",") if n], layout) for dtype, sizes, layout in found
+  ]
 
 
 def _size(shape: str, everywhere: bool = False) -> int:
@@ -181,8 +186,8 @@ def _traffic(computation: _Computation, computations: dict[str, _Computation]) -
     if instruction.opcode == "dynamic-slice":
       reads = [writes]
     elif instruction.opcode == "dynamic-update-slice":
-      reads = writes = [_size(computation[instruction.operands[1]].shape)]  # type: ignore[assignment]
-      writes = reads[0]
+      writes = _size(computation[instruction.operands[1]].shape)
+      reads = [writes]
     elif instruction.opcode == "fusion":
       reads, writes = _fusion_traffic(instruction, reads, writes, computations)
     total += sum(reads) + writes
@@ -192,16 +197,15 @@ def _traffic(computation: _Computation, computations: dict[str, _Computation]) -
 def _fusion_traffic(
   fusion: _Instruction, reads: list[int], writes: int, computations: dict[str, _Computation]
 ) -> tuple[list[int], int]:
-  """A fusion that slices an operand reads the slice; one that updates in place writes the update."""
+  """A fusion that slices an operand reads the slice; one that updates in place, the update."""
   inner = computations[_called(fusion)[0]]
   parameters = [i for i in inner.values() if i.opcode == "parameter"]
-  order = {i.name: int(re.search(r"\d+", i.name.split("_")[-1] + " 0")[0]) for i in parameters}  # type: ignore[index]
+  parameters.sort(key=lambda i: int(i.attributes.split(")")[0]))
   users = collections.defaultdict(list)
   for instruction in inner.values():
     for place, operand in enumerate(instruction.operands):
       users[operand].append((instruction, place))
-  by_place = sorted(parameters, key=lambda i: order[i.name])
-  for place, parameter in enumerate(by_place[: len(reads)]):
+  for place, parameter in enumerate(parameters[: len(reads)]):
     uses = users[parameter.name]
     if uses and all(i.opcode == "dynamic-slice" and at == 0 for i, at in uses):
       reads[place] = min(reads[place], sum(_size(i.shape) for i, _ in uses))
@@ -240,7 +244,11 @@ def _convolution_flops(convolution: _Instruction, computation: _Computation) -> 
   left, right = (_arrays(computation[o].shape)[0][1] for o in convolution.operands[:2])
   out = _arrays(convolution.shape)[0][1]
   axis = lambda sizes, part, label: sizes[labels[part].index(label)]  # noqa: E731
-  window = dict(re.findall(r"(\w+)=([\w\-]+)", (re.findall(r"window=\{([^}]*)\}", convolution.attributes) or [""])[0]))
+  window = dict(
+    re.findall(
+      r"(\w+)=([\w\-]+)", (re.findall(r"window=\{([^}]*)\}", convolution.attributes) or [""])[0]
+    )
+  )
   total = 2 * axis(out, 3, "b") * axis(out, 3, "f") * axis(right, 2, "i")
   for i, spatial in enumerate(sorted(c for c in labels[3] if c.isdigit())):
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -72,9 +71,7 @@ def fresh_guard() -> Guard:
   return Guard(zero, zero, zero, zero_f, zero_f)
 
 
-def make_train_step(
-  config: config_lib.Config, mesh: Mesh
-) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
+def make_train_step(config: config_lib.Config, mesh: Mesh) -> jax.stages.Wrapped:
   """The jitted step: (state, batch) -> (state, metrics); the state passed in is donated.
 
   The batch holds `image` uint8 [B, R, R, 3], `tokens` int32 [B, L], and int32 [B] `bad` (why a

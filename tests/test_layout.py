@@ -11,6 +11,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = (
   (
     "config",
+    "chips",
+    "program",
     "cli_options",
     "data.bytepairs",
     "data.cleaning",
@@ -61,7 +63,7 @@ LAYERS = (
   ),
   ("evaluation.figures", "interop.exports", "initial"),
   ("evaluation.report", "interop.verify"),
-  ("summary",),
+  ("summary", "preflight"),
   ("train",),
   ("cli",),
 )
@@ -133,6 +135,7 @@ TESTED_WITH = {
   "interop.unpickle": "archive",
   "cli_options": "cli",
   "config": "parsing",
+  "chips": "preflight",
   "interop.verify": "exports",
   "interop.inputs": "sources",
   "interop.writers": "exports",

@@ -6,8 +6,8 @@ import pathlib
 import pytest
 import rich.console
 
+from clip_jax import chips, metrics
 from clip_jax import config as c
-from clip_jax import metrics
 
 CONFIG = c.Config(steps=10, log_every_steps=2, data=c.Data(batch_pairs=8))
 VALUES = {"loss": 1.5, "accuracy": 0.25}
@@ -109,5 +109,5 @@ def test_a_full_disk_names_the_file_once(tmp_path):
 
 
 def test_an_unknown_device_has_no_peak(monkeypatch):
-  monkeypatch.setattr(metrics, "_PEAK_FLOPS", {})
+  monkeypatch.setattr(chips, "CHIPS", ())
   assert metrics.peak_flops() is None
