@@ -80,17 +80,31 @@ def _print(options: argparse.Namespace, table: rich.table.Table, value: Any) -> 
 
 
 def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+  from clip_jax import hosts
+
+  config = load_config(options.config, overrides)
+  hosts.start(
+    options.coordinator, options.processes, options.process, heartbeat_seconds=options.heartbeat
+  )
+  with hosts.watched(options.heartbeat):
+    return _train_here(options, config)
+
+
+def _train_here(options: argparse.Namespace, config: Any) -> int:
+  import jax
+
   from clip_jax import metrics, summary, train
   from clip_jax.evaluation import report
 
-  config = load_config(options.config, overrides)
-  workdir, console = pathlib.Path(options.workdir), _console(options)
+  workdir, first = pathlib.Path(options.workdir), jax.process_index() == 0
+  console = rich.console.Console(stderr=options.json, quiet=not first)
   if not train.train(config, workdir, console, options.accept_changes):
     step = metrics.read(workdir)[-1]["step"]
     console.print(f"stopped at step {step} and saved in {workdir}; the same command continues")
     return 0
   facts, results = summary.finish(workdir, workdir / "report.html")
-  _print(options, report.table(results), facts)
+  if first:
+    _print(options, report.table(results), facts)
   console.print(f"report: {workdir / 'report.html'}")
   return 0
 

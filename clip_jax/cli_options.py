@@ -130,6 +130,20 @@ def _add_training(
     "--config", required=True, metavar="FILE", help="experiment file with get_config()"
   )
   train.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints, metrics, report")
+  several = train.add_argument_group(
+    "several processes",
+    "one a host, each with this command; to be told where no Cloud TPU, Slurm or Open MPI does",
+  )
+  several.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, the same for all")
+  several.add_argument("--processes", type=int, metavar="N", help="how many there are")
+  several.add_argument("--process", type=int, metavar="I", help="which this one is, from 0")
+  several.add_argument(
+    "--heartbeat",
+    type=int,
+    default=30,
+    metavar="SECONDS",
+    help="a process that is silent for so long ends the others (30)",
+  )
   train.add_argument(
     "--accept-changes",
     action="store_true",

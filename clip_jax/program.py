@@ -143,7 +143,7 @@ def _trips(loop: _Instruction, computations: dict[str, _Computation]) -> int:
   while names:
     body = computations[names.pop()]
     names += [called for instruction in body.values() for called in _called(instruction)]
-    constants = [i for i in body.values() if i.opcode == "constant" and i.shape.startswith("s32")]
+    constants = [i for i in body.values() if i.opcode == "constant" and i.shape[1:3] == "32"]
     limits += [int(i.attributes.split(")")[0]) for i in constants]
   return max([limit for limit in limits if limit > 0], default=1)
 

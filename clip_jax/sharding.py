@@ -144,6 +144,21 @@ def global_batch(host_batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax
   return {k: jax.make_array_from_process_local_data(rows, v) for k, v in host_batch.items()}
 
 
+def on_this_host(tree: Any, mesh: Mesh) -> Any:
+  """Whole copies of global arrays on this host's devices alone; with one process, as they are."""
+  if jax.process_count() == 1:
+    return tree
+  here = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+  local = replicated(make_mesh(devices=here))
+
+  def take(x: jax.Array) -> jax.Array:
+    parts = [shard.data for shard in x.addressable_shards]
+    return jax.make_array_from_single_device_arrays(x.shape, local, parts)
+
+  whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+  return jax.tree.map(take, whole)
+
+
 def place(tree: Any, mesh: Mesh) -> Any:
   """The shapes of `tree` with the sharding each leaf has on this mesh: what a restore asks for.
 

@@ -91,7 +91,8 @@ def finish(
 ) -> tuple[dict[str, Any], list[tasks.Result]]:
   """Evaluates the newest checkpoint of a workdir on the tasks of its config.
 
-  Writes `results.json` into the workdir, and the report to `page` where one is asked for.
+  Writes `results.json` into the workdir, and the report to `page` where one is asked for. Of
+  several processes all must call; the first writes.
   Returns: what `results.json` holds, and the results themselves.
   """
   model = inference.load(workdir)
@@ -113,6 +114,8 @@ def finish(
     "machine": machine(),
     "figures": tasks.figures(results),
   }
+  if jax.process_index() > 0:
+    return facts, results
   metrics.write_atomically(workdir / "results.json", json.dumps(facts, indent=1) + "\n")
   if page is not None:
     lines = [line for line in lines if line["step"] != model.step or "train/loss" in line]

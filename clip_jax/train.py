@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import pathlib
 import signal
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,17 @@ import jax
 import numpy as np
 import rich.console
 
-from clip_jax import checkpoint, inference, initial, metrics, parsing, sharding, summary, train_step
+from clip_jax import (
+  checkpoint,
+  hosts,
+  inference,
+  initial,
+  metrics,
+  parsing,
+  sharding,
+  summary,
+  train_step,
+)
 from clip_jax import config as config_lib
 from clip_jax.data import pipeline, records
 from clip_jax.data import tokenizer as tokenizer_lib
@@ -46,14 +57,15 @@ def train(
     checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.keep)
     stack.callback(checkpoints.close)
     facts = _facts(config, sources, tokenizer)
+    hosts.agree(_agreement(facts, checkpoints))
     state, meta = _restore_or_init(config, mesh, checkpoints, facts, accept_changes)
     start = done = int(state.step)
     console.print(summary.plan(config, mesh, sources, done))
     bad_records = pipeline.BadRecords(
       sources, config.data, meta["bad_records"], meta["seen_records"]
     )
-    hosts = (jax.process_index(), jax.process_count())
-    batches = pipeline.host_batches(config, sources, tokenizer, done, *hosts)
+    host = (jax.process_index(), jax.process_count())
+    batches = pipeline.host_batches(config, sources, tokenizer, done, *host)
     stream = pipeline.Prefetcher(batches, lambda b: _place(b, bad_records, stop, mesh), depth=2)
     stack.callback(stream.close)
     log = metrics.Log(config, workdir, console, done, clip.flops_per_pair(config.model, train=True))
@@ -74,9 +86,14 @@ def train(
       evaluate_now = config.evaluation.every_steps and done % config.evaluation.every_steps == 0
       if evaluate_now and done < config.steps:
         with log.time("evaluation"):
-          model = inference.Clip(config, state.params, tokenizer, batch_stats=state.batch_stats)
+          params, batch_stats = sharding.on_this_host((state.params, state.batch_stats), mesh)
+          model = inference.Clip(config, params, tokenizer, batch_stats=batch_stats)
           results = tasks.run(model, config, held_out)
-          del model  # on a CPU it holds the weights that the next step replaces
+          del (
+            model,
+            params,
+            batch_stats,
+          )  # on a CPU it holds the weights that the next step replaces
         log.write(done, tasks.figures(results))
       if done % config.checkpoint.every_steps == 0 or done == config.steps or stopping:
         rest = {"step": state.step, "opt_state": state.opt_state, "guard": state.guard}
@@ -113,7 +130,13 @@ def open_sources(config: config_lib.Config) -> list[records.RecordSource]:
   if not config.data.sources:
     raise ValueError("config.data.sources: empty, nothing to train on")
   resolution = config.model.image.resolution
-  return [pipeline.open_source(source, resolution, config.seed) for source in config.data.sources]
+  opened = [pipeline.open_source(s, resolution, config.seed) for s in config.data.sources]
+  if sum(map(len, opened)) < jax.process_count():
+    raise ValueError(
+      f"config.data.sources: {sum(map(len, opened))} records for {jax.process_count()} processes; "
+      "each needs one at least"
+    )
+  return opened
 
 
 def open_tasks(config: config_lib.Config) -> list[records.RecordSource]:
@@ -134,11 +157,12 @@ def workdir_tokenizer(
     tokenizer = tokenizer_lib.original()
   else:
     path = workdir / "tokenizer.json"
-    if not path.exists():
+    if jax.process_index() == 0 and not path.exists():
       trained = initial.vocabulary(config) or tokenizer_lib.train(
         pipeline.captions(sources), config.model.text.vocab_size
       )
       metrics.write_atomically(path, trained.to_json())
+    hosts.wait_for_all("tokenizer")
     try:
       tokenizer = tokenizer_lib.Tokenizer.from_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -161,6 +185,24 @@ def _facts(
     "config": config_lib.to_dict(config),
     "data": pipeline.fingerprint(config, sources, tokenizer),
     "tokenizer": "original" if config.data.tokenizer == "original" else tokenizer.to_json(),
+  }
+
+
+def _agreement(facts: dict[str, Any], checkpoints: checkpoint.Checkpoints) -> dict[str, Any]:
+  """What has to be the same on all hosts before the first step."""
+  package = pathlib.Path(__file__).parent
+  code = hashlib.sha256()
+  for path in sorted(package.rglob("*.py")):
+    code.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+  newest = checkpoints.newest_meta()
+  vocabulary = hashlib.sha256(facts["tokenizer"].encode()).hexdigest()[:12]
+  return {
+    **{f"config.{name}": value for name, value in _flat(facts["config"]).items()},
+    **{f"data.{name}": value for name, value in _flat(facts["data"]).items()},
+    "the vocabulary": vocabulary,
+    "the code of clip_jax": code.hexdigest()[:12],
+    "the version of jax": jax.__version__,
+    "the newest checkpoint": newest[0] if newest else "none",
   }
 
 

@@ -12,6 +12,7 @@ LAYERS = (
   (
     "config",
     "chips",
+    "hosts",
     "program",
     "cli_options",
     "data.bytepairs",

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
+from clip_jax import hosts
 from clip_jax.data import records
 
 
@@ -83,17 +85,22 @@ def encode_images(
   index with its record before the image is decoded.
   Raises: EvaluationError naming the record that is bad or whose embedding is not finite.
   """
-  chunks = []
-  for start in range(0, n, batch):
-    chunk = []
-    for i in range(start, min(start + batch, n)):
+
+  def encode(rows: range) -> np.ndarray:
+    chunk = [_decoded(model, source, i, seen.pop(i)) for i in rows]
+    chunk.extend(chunk[-1:] * (batch - len(rows)))
+    return _rows(model.encode_image(np.stack(chunk)), batch)[: len(rows)]
+
+  seen: dict[int, records.Record] = {}
+
+  def look(rows: range, mine: bool) -> None:
+    for i in rows:
       record = read(source, i)
       visit(i, record)
-      chunk.append(_decoded(model, source, i, record))
-    size = len(chunk)
-    chunk.extend(chunk[-1:] * (batch - size))
-    chunks.append(_rows(model.encode_image(np.stack(chunk)), batch)[:size])
-  return _checked(np.concatenate(chunks), source.locate)
+      if mine:
+        seen[i] = record
+
+  return _checked(_shared(n, batch, encode, look), source.locate)
 
 
 def encode_texts(
@@ -103,13 +110,37 @@ def encode_texts(
 
   Raises: EvaluationError naming the text whose embedding is not finite.
   """
-  chunks = []
-  for start in range(0, len(texts), batch):
-    chunk = list(texts[start : start + batch])
-    size = len(chunk)
-    chunk.extend(chunk[-1:] * (batch - size))
-    chunks.append(_rows(model.encode_text(chunk, truncate), batch)[:size])
-  return _checked(np.concatenate(chunks), lambda i: f"text {texts[i]!r}")
+
+  def encode(rows: range) -> np.ndarray:
+    chunk = [texts[i] for i in rows]
+    chunk.extend(chunk[-1:] * (batch - len(rows)))
+    return _rows(model.encode_text(chunk, truncate), batch)[: len(rows)]
+
+  return _checked(_shared(len(texts), batch, encode), lambda i: f"text {texts[i]!r}")
+
+
+def _shared(
+  n: int,
+  batch: int,
+  encode: Callable[[range], np.ndarray],
+  look: Callable[[range, bool], None] = lambda rows, mine: None,
+) -> np.ndarray:
+  """[n, E]: chunk k encoded by process k, k + processes, ...; all of them know the result.
+
+  Every process encodes the first chunk too, which tells it E.
+  """
+  host, count = jax.process_index(), jax.process_count()
+  out_NE = np.zeros((0, 0), np.float32)
+  for k, start in enumerate(range(0, n, batch)):
+    rows, mine = range(start, min(start + batch, n)), k % count == host
+    look(rows, mine or k == 0)
+    if mine or k == 0:
+      rows_bE = encode(rows)
+      if k == 0:
+        out_NE = np.zeros((n, rows_bE.shape[1]), np.float32)
+      if mine:
+        out_NE[start : start + len(rows)] = rows_bE
+  return hosts.sum_over_hosts(out_NE)
 
 
 def _rows(embeddings: Any, batch: int) -> np.ndarray:
