@@ -9,6 +9,8 @@ import contextlib
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +20,7 @@ import jax
 import numpy as np
 
 DIED = 75  # exit code of a process that stops because another one did
+_ADVICE = "The same command on all hosts goes on from the newest checkpoint"
 
 
 class HostsError(RuntimeError):
@@ -52,8 +55,13 @@ def start(
     raise HostsError(f"{' and '.join(missing)}: missing; the three go together (or none of them)")
   if coordinator is not None:
     _check(coordinator, int(processes or 0), int(process or 0))
-  if environment.get("JAX_PLATFORMS") == "cpu":
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  where = coordinator or "the address that JAX found"
+  unreached = (
+    f"process {process} of {processes} did not reach all others at {where} in {timeout_seconds} s: "
+    "is that the address of process 0 in this run, does its port pass the firewall, were all "
+    "processes started?"
+  )
+  herald = Herald(unreached, after_seconds=timeout_seconds) if coordinator else None
   try:
     jax.distributed.initialize(
       coordinator,
@@ -68,11 +76,45 @@ def start(
       return  # no cluster: alone
     raise HostsError(f"processes cannot start together: {error}") from error
   except RuntimeError as error:
-    raise HostsError(
-      f"process {process} of {processes} did not reach all others at {coordinator} in "
-      f"{timeout_seconds} s: is that the address of process 0 in this run, does its port pass the "
-      f"firewall, were all processes started? ({' '.join(str(error).split())[:200]})"
-    ) from error
+    raise HostsError(f"{unreached} ({' '.join(str(error).split())[:200]})") from error
+  finally:
+    if herald:
+      herald.dismiss()
+  # Of CPUs only: two programs under way at once can wait for each other's collectives forever.
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+class Herald:
+  """A process that says why this one ended, where JAX aborts it without a chance of a last word.
+
+  It speaks when this process ends without `dismiss`, not before `after_seconds`, and with an
+  `address` (HOST:PORT) only if nothing answers there.
+  """
+
+  _PROGRAM = """
+import socket, sys, time
+line, address, seconds = sys.argv[1:]
+start = time.monotonic()
+if not sys.stdin.read() and time.monotonic() - start > float(seconds):
+  host, _, port = address.rpartition(":")
+  try:
+    if address:
+      socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+      sys.exit()
+  except OSError:
+    pass
+  sys.stderr.write("error: " + line + chr(10))
+"""
+
+  def __init__(self, line: str, address: str = "", after_seconds: float = 0.0):
+    command = [sys.executable, "-c", self._PROGRAM, line, address, str(0.9 * after_seconds)]
+    self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
+
+  def dismiss(self) -> None:
+    """It has nothing to say."""
+    with contextlib.suppress(OSError, ValueError):
+      self._process.communicate(b"over")
 
 
 def _number(value: int | None, name: str) -> int | None:
@@ -174,6 +216,11 @@ class Watch:
     self._names: dict[int, str] = {}
     self._seen: dict[int, tuple[str, float]] = {}
     self._set("name", f"{socket.gethostname()}, pid {os.getpid()}")
+    self._herald: Herald | None = None
+    if self._me:
+      address = distributed.global_state.coordinator_address
+      line = f"host 0 (the coordinator, {address}) died; host {self._me} stops too. {_ADVICE}"
+      self._herald = Herald(line, str(address))
     self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
     self._thread.start()
 
@@ -211,18 +258,24 @@ class Watch:
     if self._over.is_set():
       return
     name = self._names.get(host, "name unknown")
-    line = (
-      f"error: host {host} ({name}) {what}; host {self._me} stops too. The same command on all "
-      "hosts goes on from the newest checkpoint"
-    )
-    os.write(2, (line + "\n").encode())
+    line = f"error: host {host} ({name}) {what}; host {self._me} stops too. {_ADVICE}\n"
+    self._dismiss()
+    os.write(2, line.encode())
     os._exit(DIED)
 
+  def _dismiss(self) -> None:
+    """The herald has nothing to say."""
+    if self._herald is not None:
+      self._herald.dismiss()
+
   def fail(self, why: str) -> None:
-    """Tells the others that this process ends by an error of its own."""
+    """Tells the others that this process ends by an error of its own; theirs no longer matter."""
+    self._over.set()
+    self._dismiss()
     with contextlib.suppress(Exception):
       self._set("failed", why)
-      self._over.wait(3 * self._pause)  # the coordinator must outlive the others' next look
+      if self._me == 0:
+        time.sleep(3 * self._pause)  # the coordinator must outlive the others' next look
 
   def lost(self) -> None:
     """After a collective broke: waits until the watch has named who left, and ends this process."""
@@ -234,6 +287,7 @@ class Watch:
       self._set("finished", "yes")
     self._over.set()
     self._thread.join()
+    self._dismiss()
 
 
 @contextlib.contextmanager

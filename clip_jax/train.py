@@ -89,11 +89,7 @@ def train(
           params, batch_stats = sharding.on_this_host((state.params, state.batch_stats), mesh)
           model = inference.Clip(config, params, tokenizer, batch_stats=batch_stats)
           results = tasks.run(model, config, held_out)
-          del (
-            model,
-            params,
-            batch_stats,
-          )  # on a CPU it holds the weights that the next step replaces
+          del model, params, batch_stats  # on a CPU they hold what the next step replaces
         log.write(done, tasks.figures(results))
       if done % config.checkpoint.every_steps == 0 or done == config.steps or stopping:
         rest = {"step": state.step, "opt_state": state.opt_state, "guard": state.guard}

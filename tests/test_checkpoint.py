@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clip_jax import checkpoint, sharding
+from clip_jax import config as config_lib
 
 # A restore that fails leaves orbax's event loop to the garbage collector, which complains later.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -175,6 +176,15 @@ def test_checksum_by_hand():
   weights = [(i * 2654435761 % 2**32) | 1 for i in range(3)]
   expected = sum(int(b) * w for b, w in zip(bits, weights, strict=True)) % 2**32
   assert checkpoint.leaves({"x": jnp.array([1.5, -2.0, 3.25])})["x"] == [[3], "float32", expected]
+
+
+@pytest.mark.parametrize("spec", [P("data"), P(None, "data"), P(("data", "fsdp"), "tensor"), P()])
+@pytest.mark.parametrize("shape", [(16, 8), (8, 16, 3)])
+def test_checksum_of_parts_is_that_of_the_whole(shape, spec):
+  x = jax.random.normal(jax.random.key(0), shape)
+  mesh = sharding.make_mesh(config_lib.Mesh(data=2, fsdp=2, tensor=2))
+  laid_out = jax.device_put(x, NamedSharding(mesh, spec))
+  assert checkpoint.leaves({"x": laid_out}) == checkpoint.leaves({"x": x})
 
 
 @pytest.mark.parametrize(("devices", "spec"), [(1, P()), (4, P("data")), (8, P(None, "data"))])
