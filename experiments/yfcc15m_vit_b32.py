@@ -5,8 +5,8 @@ pairs, so that the two compare, with Table 18's beta2 and epsilon for Vision Tra
 Data: data/yfcc15m (see experiments/README.md, "Public pairs"), 14,829,396 pairs. With fewer, lower
 the steps in proportion.
 Cost, estimated: 21.0 EFLOP, 74 v5e chip-hours at 40 % of the peak.
-Target: ImageNet zero-shot 27 to 28 %, approximate: what users told in open_clip's issue 39 of a run
-near its end; its maintainers found the same order. Measured: not run.
+Target: ImageNet zero-shot 27.5 %, approximate: users in open_clip's issue 39 report 27 to 28 % near
+the end of their run; its maintainers found it under the RN50 too. Measured: not run.
 
 clip-jax train --config experiments/yfcc15m_vit_b32.py --workdir runs/yfcc15m_vit_b32
 """
