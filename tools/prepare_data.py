@@ -3,6 +3,7 @@
 python tools/prepare_data.py fashion-mnist data/fashion_mnist
 python tools/prepare_data.py clipart data/clipart
 python tools/prepare_data.py folder PHOTOS data/mine --captions captions.csv
+python tools/prepare_data.py webdataset TARS data/cc3m
 """
 
 import argparse
@@ -18,7 +19,7 @@ import rich.progress
 
 if __package__ in (None, ""):
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from tools.prepare import clipart, fashion_mnist, folder, packages, shards
+from tools.prepare import clipart, fashion_mnist, folder, packages, shards, webdataset
 
 _EPILOG = """\
 A run that was killed goes on where it was when the same command is given again; a finished data
@@ -79,6 +80,12 @@ def _parser() -> argparse.ArgumentParser:
   _folder_options(own)
   for action in common._actions:
     own._add_action(action)
+  text = "tar files of images and .txt captions, as img2dataset and DataComp write them"
+  tars = verbs.add_parser("webdataset", help=text, description=f"{text}; one shard a tar file")
+  tars.add_argument("tars", type=pathlib.Path, metavar="DIR", help="folder of the .tar files")
+  for action in common._actions[:-1]:  # all but --shard-records
+    tars._add_action(action)
+  tars.set_defaults(shard_records=0)
   return parser
 
 
@@ -148,6 +155,8 @@ def _prepare(
       options.images, options.captions, columns, options.test_fraction, options.max_side
     )
     return _write(job, options, progress)
+  if options.verb == "webdataset":
+    return _write(webdataset.job(options.tars), options, progress)
   module: Any = fashion_mnist if options.verb == "fashion-mnist" else clipart
   chosen: dict[str, Any] = dict(fashion_mnist.SETTINGS)
   if module is clipart:

@@ -1,27 +1,39 @@
-"""Runs' results.json -> experiments/results.jsonl -> the table in experiments/README.md.
+"""The two tables of experiments/README.md: runs to repeat, with their targets, and measured runs.
 
 python tools/results_table.py runs/demo runs/fashion_mnist ...   # add or replace these runs
-python tools/results_table.py                                    # write the table anew
+python tools/results_table.py                                    # write the tables anew
+
+Measured runs come from their results.json, kept in experiments/results.jsonl; what to expect of the
+others from their configs and experiments/targets.csv.
 """
 
 import argparse
+import csv
 import datetime
 import json
 import os
 import pathlib
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from clip_jax import chips, cli
+from clip_jax import config as config_lib
+from clip_jax.models import clip, presets
+
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+TARGETS, RESULTS, PAGE = "targets.csv", "results.jsonl", "README.md"
+
+# What an estimate of cost rests on: the backward pass takes twice the forward pass's FLOPs, and
+# this share of what a v5e chip can do is reached.
+_PASSES, _REACHED, _CHIP = 3, 0.4, "TPU v5 lite"
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(description="Writes the table of measured runs.")
+  parser = argparse.ArgumentParser(description="Writes the tables of experiments/README.md.")
   parser.add_argument("workdirs", nargs="*", type=pathlib.Path)
   options = parser.parse_args()
-  lines = FOLDER / "results.jsonl"
-  runs = _read(lines)
+  runs = read_runs()
   for workdir in options.workdirs:
     path = workdir / "results.json"
     if not path.is_file():
@@ -29,39 +41,111 @@ def main() -> int:
       return 2
     run = json.loads(path.read_text(encoding="utf-8"))
     runs[run["name"]] = {"date": datetime.date.today().isoformat(), **run}
-  _replace(lines, "".join(json.dumps(run) + "\n" for run in runs.values()))
-  page = FOLDER / "README.md"
-  text = page.read_text(encoding="utf-8")
-  if BEGIN not in text or END not in text:
-    print(f"error: {page}: the lines {BEGIN} and {END} are not in it", file=sys.stderr)
+  page = FOLDER / PAGE
+  try:
+    text = filled(page.read_text(encoding="utf-8"), read_targets(), runs)
+  except ValueError as error:
+    print(f"error: {page}: {error}", file=sys.stderr)
     return 2
-  head, rest = text.split(BEGIN)
-  _replace(page, f"{head}{BEGIN}\n{table(list(runs.values()))}{END}{rest.split(END)[1]}")
+  _replace(FOLDER / RESULTS, "".join(json.dumps(run) + "\n" for run in runs.values()))
+  _replace(page, text)
   return 0
 
 
-def table(runs: list[dict[str, Any]]) -> str:
-  """Markdown: a row a figure, the run's cost on its first row."""
+def filled(
+  text: str, targets: Sequence[Mapping[str, str]], runs: Mapping[str, Mapping[str, Any]]
+) -> str:
+  """The page with both tables anew. Raises: ValueError where the lines around one are missing."""
+  for name, rows in (("targets", targets_table(targets, runs)), ("results", table(runs))):
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+    if begin not in text or end not in text:
+      raise ValueError(f"the lines {begin.strip()} and {end.strip()} are not in it")
+    head, rest = text.split(begin)
+    text = head + begin + rows + end + rest.split(end)[1]
+  return text
+
+
+def cost(config: config_lib.Config) -> tuple[float, float]:
+  """(FLOPs, v5e chip-hours) of a whole run: an estimate, from matrix products alone."""
+  chip = chips.find(_CHIP)
+  assert chip is not None
+  pairs = config.steps * config.data.batch_pairs
+  flops = float(_PASSES * clip.flops_per_pair(config.model, train=True) * pairs)
+  return flops, flops / (_REACHED * chip.flops) / 3600
+
+
+def exaflops(flops: float) -> str:
+  """In units of 1e18, to three figures."""
+  value = flops / 1e18
+  return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def targets_table(
+  targets: Sequence[Mapping[str, str]], runs: Mapping[str, Mapping[str, Any]]
+) -> str:
+  """Markdown: a row a run that has a published result."""
+  rows = [
+    "| experiment | model | data | pairs | epochs | batch | steps | EFLOP | v5e chip-hours | "
+    "ImageNet top-1, published | source (status) | measured |",
+    "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
+  ]
+  for target in targets:
+    name = target["experiment"]
+    config = cli.load_config(str(FOLDER / f"{name}.py"), [])
+    flops, chip_hours = cost(config)
+    cells = (
+      f"`{name}`",
+      _model_name(config.model),
+      target["data"],
+      f"{int(target['pairs']):,}",
+      target["epochs"],
+      f"{config.data.batch_pairs:,}",
+      f"{config.steps:,}",
+      exaflops(flops),
+      f"{chip_hours:,.0f}",
+      f"{target['imagenet_zero_shot_top1']}%",
+      f"{target['source']} ({target['status']})",
+      _measured(runs.get(name)),
+    )
+    rows.append("| " + " | ".join(cells) + " |")
+  return "\n".join(rows) + "\n"
+
+
+def _model_name(model: config_lib.Model) -> str:
+  shape = (model.image, model.text, model.embed_dim)
+  return next(
+    name for name, m in presets.PUBLISHED.items() if (m.image, m.text, m.embed_dim) == shape
+  )
+
+
+def _measured(run: Mapping[str, Any] | None) -> str:
+  if run is None:
+    return "not run"
+  top1 = run["figures"].get("eval/ImageNet/top1")
+  return "run, see below" if top1 is None else f"{top1:.1%}"
+
+
+def table(runs: Mapping[str, Mapping[str, Any]]) -> str:
+  """Markdown: a row a measured figure, the run's cost on its first row."""
   rows = [
     "| experiment | figure | measured | chance | pairs | time | machine, date |",
     "| --- | --- | ---: | ---: | ---: | ---: | --- |",
   ]
-  for run in runs:
+  for run in runs.values():
     machine, first = run["machine"], True
     for name, value, chance in _figures(run["figures"]):
-      cost = ("",) * 4
+      cells = ("",) * 4
       if first:
         minutes = f"{run['train_seconds'] / 60:.1f} min"
         where = f"{machine['processor']}, {machine['device']}, jax {machine['jax']}, {run['date']}"
-        cost = (f"`{run['name']}`", f"{run['pairs']:,}", minutes, where)
-      rows.append(
-        f"| {cost[0]} | {name} | {value:.1%} | {chance:.2%} | {cost[1]} | {cost[2]} | {cost[3]} |"
-      )
+        cells = (f"`{run['name']}`", f"{run['pairs']:,}", minutes, where)
+      row = (cells[0], name, f"{value:.1%}", f"{chance:.2%}", *cells[1:])
+      rows.append("| " + " | ".join(row) + " |")
       first = False
   return "\n".join(rows) + "\n"
 
 
-def _figures(figures: dict[str, float]) -> list[tuple[str, float, float]]:
+def _figures(figures: Mapping[str, float]) -> list[tuple[str, float, float]]:
   """(words, share, chance) of what a reader asks for first."""
   out = []
   for name, value in figures.items():
@@ -75,7 +159,15 @@ def _figures(figures: dict[str, float]) -> list[tuple[str, float, float]]:
   return out
 
 
-def _read(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+def read_targets() -> list[dict[str, str]]:
+  """The rows of experiments/targets.csv."""
+  with (FOLDER / TARGETS).open(encoding="utf-8", newline="") as file:
+    return list(csv.DictReader(file, strict=True))
+
+
+def read_runs() -> dict[str, dict[str, Any]]:
+  """The measured runs by name, in the order in which they were added."""
+  path = FOLDER / RESULTS
   lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
   runs = [json.loads(line) for line in lines]
   return {run["name"]: run for run in runs}

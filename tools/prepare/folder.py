@@ -80,7 +80,7 @@ def job(
 def _add(groups: dict[str, _Group], row: tables.Row) -> None:
   """Puts a row with its image. Raises: Rejected."""
   name = _safe_name(row.fields[0])
-  found = _captions(row.fields[1])
+  found = captions_of(row.fields[1])
   label = _text(row.fields[2], "label") if len(row.fields) > 2 else ""
   group = groups.get(name, _Group(label=label or None))
   if group.label != (label or None):
@@ -93,7 +93,8 @@ def _add(groups: dict[str, _Group], row: tables.Row) -> None:
   group.rows.append(row.where)
 
 
-def _captions(value: Any) -> list[str]:
+def captions_of(value: Any) -> list[str]:
+  """One caption or a list of them, white space made even. Raises: Rejected."""
   texts = [_text(v, "caption") for v in (value if isinstance(value, list) else [value])]
   found = [text for text in dict.fromkeys(texts) if text and text.casefold() != "nan"]
   if not found:

@@ -73,10 +73,12 @@ class Item:
 class Plan:
   """What there is to write, and what is already known to be left out."""
 
-  items: Sequence[Item]
+  items: Sequence[Item] = ()
   rejected: Sequence[Rejection] = ()
   classes: Sequence[str] = ()
   notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # into the manifest
+  # In place of items, where they are too many to hold: what makes those of each shard of "train".
+  parts: Sequence[Callable[[], Sequence[Item]]] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +132,7 @@ def write(
     work = _work_folder(folder, {**job.identity, "shard_records": shard_records})
     plan = job.plan(progress)
     _check_keys(plan.items)
-    done = _write_splits(plan.items, folder, work, shard_records, progress)
+    done = _write_splits(plan, folder, work, shard_records, progress)
     shards = [shard for split in done.values() for shard in split]
     rejected = [*plan.rejected, *(Rejection(*r) for shard in shards for r in shard["rejected"])]
     if not any(shard["records"] for shard in shards):
@@ -195,28 +197,32 @@ def _work_folder(folder: pathlib.Path, identity: Mapping[str, Any]) -> pathlib.P
 
 
 def _write_splits(
-  items: Sequence[Item],
+  plan: Plan,
   folder: pathlib.Path,
   work: pathlib.Path,
   shard_records: int,
   progress: rich.progress.Progress,
 ) -> dict[str, list[dict[str, Any]]]:
   splits: dict[str, list[Item]] = {}
-  for item in items:
+  for item in plan.items:
     for split in item.splits:
       splits.setdefault(split, []).append(item)
-  task = progress.add_task("writing", total=sum(map(len, splits.values())))
+  shards: dict[str, Sequence[Sequence[Item] | Callable[[], Sequence[Item]]]] = {
+    split: [own[start : start + shard_records] for start in range(0, len(own), shard_records)]
+    for split, own in splits.items()
+  }
+  total = None if plan.parts else sum(map(len, splits.values()))
+  task = progress.add_task("writing", total=total)
   done: dict[str, list[dict[str, Any]]] = {}
-  for split, own in splits.items():
-    starts = range(0, len(own), shard_records)
+  for split, parts in (shards or {"train": plan.parts}).items():
     done[split] = []
-    for number, start in enumerate(starts):
-      name = f"{split}-{number:05d}-of-{len(starts):05d}.array_record"
-      part = own[start : start + shard_records]
+    for number, part in enumerate(parts):
+      name = f"{split}-{number:05d}-of-{len(parts):05d}.array_record"
       found = _already(folder, work, name)
-      done[split].append(found or _write_shard(part, split, work / name, progress, task))
       if found:
-        progress.advance(task, len(part))
+        progress.advance(task, found["records"] + len(found["rejected"]))
+      items = () if found else part() if callable(part) else part
+      done[split].append(found or _write_shard(items, split, work / name, progress, task))
   return done
 
 
