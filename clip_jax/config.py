@@ -61,8 +61,8 @@ class Model:
   loss: Literal["softmax", "sigmoid"] = "softmax"
   compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU
   scan_layers: bool = False  # one compiled block for all layers; same values
-  # what the backward pass recomputes in place of keeping it; same values. "none"; "tuned": what is
-  # cheap for its size (see models/transformer.py); "dots": all but matrix products; "full": blocks
+  # what the backward pass recomputes in place of keeping it; same values. "none"; "dots": all but
+  # products with weights; "tuned": what is large for its cost (models/transformer.py); "full": all
   remat: Literal["none", "tuned", "dots", "full"] = "none"
 
 

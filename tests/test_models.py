@@ -157,6 +157,24 @@ def test_options_change_nothing(option):
   jax.tree.map(np.testing.assert_array_equal, init, plain)
 
 
+@pytest.mark.parametrize(
+  ("remat", "more"),
+  [
+    ("none", 0),
+    ("dots", 2),  # attention's two
+    ("tuned", 4),  # those, its output and the MLP's first
+    ("full", 5),  # all but the MLP's second, on which nothing depends
+  ],
+)
+def test_products_that_the_backward_pass_repeats(remat, more):
+  initial, dtype = transformer.image_initial(), jnp.dtype("float32")
+  model = transformer.Transformer(2, 2, False, "gelu", initial, dtype, remat=remat)
+  x_BSD = jnp.ones((2, 5, 16))
+  variables = jax.eval_shape(model.init, jax.random.key(0), x_BSD)
+  text = str(jax.make_jaxpr(jax.grad(lambda v: model.apply(v, x_BSD).sum()))(variables))
+  assert text.count("= dot_general[") == 6 + 12 + more  # one block in a loop
+
+
 def test_text_is_causal_by_gradients():
   """No position's output depends on a later position's input, and each depends on all before."""
   model = transformer.Transformer(

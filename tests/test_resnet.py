@@ -291,6 +291,30 @@ def test_options_change_nothing(option):
   assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, _variables())
 
 
+@pytest.mark.parametrize(
+  ("remat", "more"),
+  [
+    ("dots", 0),
+    ("tuned", 5 + 4),  # the last convolution of five blocks, the shortcuts of four
+    ("full", 3 * 5 + 4),
+  ],
+)
+def test_convolutions_that_the_backward_pass_repeats(remat, more):
+  config = c.Vision(resolution=32, width=8, layers=0, heads=4, blocks=(1, 2, 1, 1))
+
+  def convolutions(remat):
+    model = resnet.ModifiedResNet(config, 8, jnp.dtype("float32"), remat=remat)
+    images = jnp.ones((4, 32, 32, 3))
+    variables = jax.eval_shape(lambda key: model.init(key, images), jax.random.key(0))
+
+    def loss(variables):
+      return model.apply(variables, images, train=True, mutable=["batch_stats"])[0].sum()
+
+    return str(jax.make_jaxpr(jax.grad(loss))(variables)).count("= conv_general_dilated[")
+
+  assert convolutions(remat) == convolutions("none") + more
+
+
 def test_bfloat16_keeps_statistics_and_output_in_float32():
   def outputs(dtype):
     apply = functools.partial(_encoder(dtype).apply, train=True, mutable=["batch_stats"])

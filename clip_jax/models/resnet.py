@@ -5,11 +5,13 @@ attention in place of the last pool. Its output is the embedding: no projection 
 """
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
+from jax.ad_checkpoint import checkpoint_name as named
 
 from clip_jax import config as config_lib
 from clip_jax.models import transformer
@@ -18,6 +20,7 @@ _EXPANSION = 4  # a block's output channels over those inside it
 _MOMENTUM = 0.1  # the weight of this batch in the running statistics
 _EPSILON = 1e-5
 
+_Convolution = Callable[[jax.Array], jax.Array]
 _uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(+-fan_in^-1/2)
 
 
@@ -181,9 +184,12 @@ class AttentionPool(nn.Module):
     return dense(self.embed_dim, (-2, -1), name="c")(y_B1HK)[:, 0].astype(wide)
 
 
-def _conv(channels: int, side: int, dtype: Dtype, name: str, stride: int = 1) -> nn.Conv:
-  """A convolution without bias that keeps the size at stride 1, padded alike on both sides."""
-  return nn.Conv(
+def _conv(channels: int, side: int, dtype: Dtype, name: str, stride: int = 1) -> _Convolution:
+  """A convolution without bias that keeps the size at stride 1, padded alike on both sides.
+
+  Its result bears its name, by which rematerialisation knows it.
+  """
+  conv = nn.Conv(
     channels,
     (side, side),
     strides=stride,
@@ -193,6 +199,7 @@ def _conv(channels: int, side: int, dtype: Dtype, name: str, stride: int = 1) ->
     kernel_init=_uniform,
     name=name,
   )
+  return lambda x_BRRC: named(conv(x_BRRC), name)
 
 
 def _average_pool(x_BRRC: jax.Array, side: int) -> jax.Array:
