@@ -340,3 +340,22 @@ def test_slurm_refusals(cloud, capsys, monkeypatch, tmp_path):
   for verb in ("status", "cancel"):
     assert launch_slurm.main([verb, "b16"]) == 0
   assert cloud.calls("scancel") == ["--me --name=b16"]
+
+
+def _commands_of_the_page():
+  text = (ROOT / "docs" / "tpu_pod.md").read_text().replace("\\\n", " ")
+  return [line for line in text.splitlines() if line.startswith("python tools/launch_")]
+
+
+@pytest.mark.parametrize("line", _commands_of_the_page())
+def test_the_pages_commands_are_understood(line, cloud):
+  _, program, *words = shlex.split(line)
+  words = [word for word in words if word != "--dry-run"]
+  tool = {"tpu": launch_tpu, "gke": launch_gke, "slurm": launch_slurm}[
+    pathlib.Path(program).stem.removeprefix("launch_")
+  ]
+  at = words.index("--") if "--" in words else len(words)
+  assert tool.main([*words[:at], "--dry-run", *words[at:]]) == 0
+  assert cloud.calls() + cloud.calls("kubectl") + cloud.calls("sbatch") == []
+  if "--config" in words:
+    assert (ROOT / words[words.index("--config") + 1]).is_file()
