@@ -26,8 +26,9 @@ class Clip:
   """Encoders with their weights, preprocessing and tokenizer.
 
   Attributes: `config` (of the run), `params` (nested dict; bfloat16 is taken as float32),
-    `batch_stats` (a ResNet's running statistics; otherwise empty), `tokenizer` (None: the weights' own is not here),
-    `preprocess`, `resolution` (pixels), `logit_scale` (multiplicative), `step` (of the checkpoint).
+    `batch_stats` (a ResNet's running statistics; otherwise empty), `tokenizer` (None: the weights'
+    own is not here), `preprocess`, `resolution` (pixels), `logit_scale` (multiplicative), `step`
+    (of the checkpoint).
   """
 
   def __init__(
