@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from clip_jax import config as c
-from clip_jax import optimizer
+from clip_jax import optimizer, rounding
 from clip_jax.models import clip, presets
 
 CONFIG = c.Optimizer(learning_rate=0.1, warmup_steps=4, weight_decay=0.2, beta2=0.98)
@@ -123,7 +123,8 @@ def _paths(tree):
 def test_the_state_has_the_tree_of_adamw():
   """Whatever the dtype of the moments: the checkpoints of one are laid out as those of another."""
   params, _ = _trees(0)
-  reference = optax.chain(optax.identity(), optax.adamw(0.1, mask=optimizer.decay_mask))
+  adamw = optax.adamw(optimizer.schedule(CONFIG, 12), mask=optimizer.decay_mask)
+  reference = optax.chain(optax.identity(), adamw)
   for config, dtype in ((CONFIG, "float32"), (HALF, "bfloat16")):
     state = optimizer.make(config, 12).init(params)
     expected = reference.init(params)
@@ -142,9 +143,7 @@ def test_half_moments_are_updated_in_float32_and_rounded_to_a_neighbour():
   update = jax.jit(lambda state, key: make.update(gradients, state, params, rng=key))
   _, state = update(make.init(params), jax.random.key(0))
   before = state[1][0]
-  updates, exact = optimizer.make(CONFIG, 12).update(
-    gradients, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) if x.ndim else x, state), params
-  )
+  updates, exact = optimizer.make(CONFIG, 12).update(gradients, rounding.widened(state), params)
   sums: dict[str, np.ndarray] = {}
   repeats = 400
   for seed in range(repeats):
