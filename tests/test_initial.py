@@ -117,26 +117,18 @@ def test_weights_without_a_vocabulary_cannot_train(tmp_path):
     initial.state(_from(tmp_path / "out"), sharding.make_mesh(devices=jax.devices()[:1]))
 
 
-@pytest.mark.parametrize(
-  "image",
-  [MODEL.image, c.Vision(64, 32, width=4, layers=0, heads=2, blocks=(1, 1, 1, 1))],
-  ids=["vit", "resnet"],
-)
-def test_a_locked_image_encoder_stays_bit_for_bit(tmp_path, image):
-  """With decay, half-precision text weights, microbatches, and a ResNet's running statistics."""
-  model = _weights(dataclasses.replace(MODEL, image=image))
+def test_a_locked_image_encoder_stays_bit_for_bit(tmp_path):
+  """With decay, half-precision text weights and microbatches. Its gradient: test_gradients.py."""
+  model = _weights()
   sources.save(model, tmp_path / "weights")
   options = c.Optimizer(
     warmup_steps=1, lock_image=True, text_weights_dtype="bfloat16", moments_dtype="bfloat16"
   )
-  config = _from(
-    tmp_path / "weights", model=model.config.model, optimizer=options, steps=3, microbatches=2
-  )
+  config = _from(tmp_path / "weights", optimizer=options, steps=3, microbatches=2)
   assert train.train(config, tmp_path / "run", rich.console.Console(quiet=True))
   tuned = clip_jax.load(tmp_path / "run")
   locked = lambda params: {k: v for k, v in params.items() if k.startswith("image")}  # noqa: E731
   jax.tree.map(np.testing.assert_array_equal, locked(tuned.params), locked(model.params))
-  jax.tree.map(np.testing.assert_array_equal, tuned.batch_stats, model.batch_stats)
   assert float(tuned.params["log_scale"]) != float(model.params["log_scale"])
   assert np.abs(tuned.params["text_projection"] - model.params["text_projection"]).max() > 1e-4
   unlocked = dataclasses.replace(config, optimizer=dataclasses.replace(options, lock_image=False))
