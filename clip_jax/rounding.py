@@ -19,9 +19,9 @@ def stochastic(x: jax.Array, key: jax.Array) -> jax.Array:
   A number that bfloat16 holds stays; so do infinities, NaN and the sign of a zero. What lies past
   the largest finite bfloat16 (3.39e38) is rounded to nearest, as a cast does.
   Cost: 16 random bits are added below the last bit that stays, and the rest is cut off. They come
-  from one block of Threefry a value (some 120 integer operations, no memory), which gives 32 bits:
-  `stochastic_pair` uses both halves. With `jax_threefry_partitionable`, JAX's default, the bits of
-  an element depend on the key and its index alone, on whatever mesh it lies.
+  from one block of Threefry a value (some 130 operations, no memory: tools/bench/update.py), which
+  gives 32 bits: `stochastic_pair` uses both halves. With `jax_threefry_partitionable`, JAX's
+  default, an element's bits depend on the key and its index alone, on whatever mesh it lies.
   Source: Gupta et al. 2015, arXiv 1502.02551; for weights, section 2.5 of arXiv 2103.00020.
   """
   return _rounded(x, jax.random.bits(key, x.shape, jnp.uint32) & _LOW)

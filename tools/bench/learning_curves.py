@@ -4,7 +4,7 @@
 
 Trains the experiment once for each entry of VARIANTS, on the same batches, into
 runs/learning_curves (finished runs are not trained again), and writes docs/learning_curves.json,
-.md and .svg. The measure is the same run from other first weights: what chance alone does.
+.md and .svg. The measure is the same run from other first weights, twice: what chance alone does.
 
 Nearest rounding and other first weights are no options of clip_jax. They are made here, by putting
 another function or number in the place of a private one while the run is traced.
@@ -29,22 +29,22 @@ from clip_jax import config as config_lib
 from clip_jax.evaluation import curves
 
 _SMOOTH = 50  # steps in the running mean of the loss
-_BASE, _CHANCE = "float32", "float32, other first weights"
-_OTHER_STREAM = 1000  # of random numbers: of no other use in train_step
+_BASE = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
   model: dict[str, Any] = dataclasses.field(default_factory=dict)
   optimizer: dict[str, Any] = dataclasses.field(default_factory=dict)
-  other_first_weights: bool = False
+  weights_stream: int = 0  # of random numbers, of no other use in train_step; 0: the usual one
   nearest: bool = False
 
 
 _MOMENTS, _TEXT = {"moments_dtype": "bfloat16"}, {"text_weights_dtype": "bfloat16"}
 VARIANTS = {
   _BASE: Variant(),
-  _CHANCE: Variant(other_first_weights=True),
+  "float32, other first weights": Variant(weights_stream=1000),
+  "float32, still other ones": Variant(weights_stream=1001),
   "moments in bfloat16": Variant(optimizer=_MOMENTS),
   "text weights in bfloat16": Variant(optimizer=_TEXT),
   "moments and text weights": Variant(optimizer=_MOMENTS | _TEXT),
@@ -98,8 +98,8 @@ def run(config: config_lib.Config, variant: Variant, workdir: pathlib.Path) -> d
     optimizer=dataclasses.replace(config.optimizer, **variant.optimizer),
   )
   with contextlib.ExitStack() as stack:
-    if variant.other_first_weights:
-      stack.enter_context(mock.patch.object(train_step, "_WEIGHTS", _OTHER_STREAM))
+    if variant.weights_stream:
+      stack.enter_context(mock.patch.object(train_step, "_WEIGHTS", variant.weights_stream))
     if variant.nearest:
       stack.enter_context(mock.patch.object(rounding, "_rounded", _nearest))
     train.train(config, workdir, rich.console.Console())
@@ -157,8 +157,8 @@ def page(found: dict[str, Any]) -> str:
     "",
     "Last loss: of the last step. Last tenth: the mean over the last tenth of the steps. Distance: "
     f"the greatest, and the mean, between this run's loss and the float32 run's, each a running "
-    f"mean over {_SMOOTH} steps, after the warm-up. The second row is the measure: nothing changed "
-    "but the random first weights.",
+    f"mean over {_SMOOTH} steps, after the warm-up. The second and third rows are the measure: "
+    "nothing changed but the random first weights.",
     "",
     "| " + " | ".join(heads) + " |",
     "| --- " + "| ---: " * (len(heads) - 1) + "|",
@@ -174,7 +174,8 @@ def page(found: dict[str, Any]) -> str:
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 760, 260, 60, 34, 60
 _COLOURS = (
-  "#000000", "#999999", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7", "#7a5195",
+  "#000000", "#888888", "#bbbbbb", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7",
+  "#7a5195",
 )  # fmt: skip
 
 
