@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from clip_jax import config as config_lib
-from clip_jax import losses, sharding
+from clip_jax import losses, optimizer, sharding
 from clip_jax.data import images
 from clip_jax.models import vit
 from clip_jax.models.clip import CLIP, compute_dtype
@@ -33,10 +33,13 @@ def loss_and_gradients(
   batch: dict[str, jax.Array],
   rng: jax.Array,
 ) -> tuple[Forward, Any]:
-  """The loss over all B pairs and its gradient by `params`.
+  """The loss over all B pairs and its gradient by the trained ones of `params`.
 
-  Args: batch, `image` uint8 [B, R, R, 3] and `tokens` int32 [B, L]; rng, of this step: chooses the
-    patches that `patch_dropout` leaves out, for the whole batch, so microbatches change nothing.
+  A locked image encoder (`lock_image`) runs forward only, as in evaluation: a ResNet normalises by
+  its running statistics, which stay.
+  Args: params, float32, and so is the gradient; batch, `image` uint8 [B, R, R, 3] and `tokens`
+    int32 [B, L]; rng, of this step: chooses the patches that `patch_dropout` leaves out, for the
+    whole batch, so microbatches change nothing.
   With `config.microbatches` over 1 the encoders run over one part of the batch at a time, first for
   the embeddings alone, then, when the loss over all of them has given each embedding its gradient,
   once more with their backward pass: 4/3 of the FLOPs, activations of one part, B E float32 for
@@ -47,21 +50,25 @@ def loss_and_gradients(
   if config.model.image.patch_dropout:
     kept = vit.kept_patches(config.model.image)
     inputs["kept"] = _choose(rng, batch["image"].shape[0], *kept)
-  encode = functools.partial(_encode, config, mesh, batch_stats)
+
+  def encode(trained: Any, inputs: Any) -> Any:
+    return _encode(config, mesh, batch_stats, {**params, **trained}, inputs)
+
+  trained = optimizer.trained(config.optimizer, params)
   head = functools.partial(_loss, config, mesh, batch["tokens"])
   own = {name: params[name] for name in ("log_scale", "logit_bias") if name in params}
   if config.microbatches == 1:
 
-    def loss_of(params: Any) -> tuple[jax.Array, Forward]:
-      (image_BE, text_BE), changed = encode(params, inputs)
-      loss, (accuracy, scale) = head(image_BE, text_BE, params)
+    def loss_of(trained: Any) -> tuple[jax.Array, Forward]:
+      (image_BE, text_BE), changed = encode(trained, inputs)
+      loss, (accuracy, scale) = head(image_BE, text_BE, trained)
       return loss, Forward(loss, accuracy, scale, changed)
 
-    (_, forward), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+    (_, forward), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
     return forward, gradients
 
   parts = {name: _split(mesh, config.microbatches, x) for name, x in inputs.items()}
-  embeddings = jax.lax.map(lambda part: encode(params, part)[0], parts)
+  embeddings = jax.lax.map(lambda part: encode(trained, part)[0], parts)
   image_BE, text_BE = (_join(mesh, x) for x in embeddings)
   head_gradient = jax.value_and_grad(head, argnums=(0, 1, 2), has_aux=True)
   (loss, (accuracy, scale)), (*by_embedding, by_own) = head_gradient(image_BE, text_BE, own)
@@ -69,10 +76,10 @@ def loss_and_gradients(
 
   def add(total: Any, part: Any) -> tuple[Any, None]:
     inputs, by_embedding = part
-    _, backward, _ = jax.vjp(lambda params: encode(params, inputs), params, has_aux=True)
+    _, backward, _ = jax.vjp(lambda trained: encode(trained, inputs), trained, has_aux=True)
     return jax.tree.map(jnp.add, total, backward(by_embedding)[0]), None
 
-  zeros = jax.tree.map(jnp.zeros_like, params)
+  zeros = jax.tree.map(jnp.zeros_like, trained)
   gradients, _ = jax.lax.scan(add, zeros, (parts, by_embedding_parts))
   return Forward(loss, accuracy, scale, batch_stats), {**gradients, **by_own}
 
@@ -90,7 +97,7 @@ def _encode(
       {"params": params, "batch_stats": batch_stats},
       image_BRR3,
       inputs["tokens"],
-      train=True,
+      train=not config.optimizer.lock_image,  # which concerns the image encoder alone
       kept_BK=inputs.get("kept"),
       mutable=["batch_stats"],
     )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from clip_jax import checkpoint, parsing, sharding
+from clip_jax import checkpoint, optimizer, parsing, rounding, sharding
 from clip_jax import config as config_lib
 from clip_jax.data import images as images_lib
 from clip_jax.data import tokenizer as tokenizer_lib
@@ -25,9 +25,10 @@ _CHUNK = 256  # images or texts encoded at a time
 class Clip:
   """Encoders with their weights, preprocessing and tokenizer.
 
-  Attributes: `config` (of the run), `params` (nested dict), `batch_stats` (the same, a ResNet's
-    running statistics; otherwise empty), `tokenizer` (None: the weights' own is not here),
-    `preprocess`, `resolution` (pixels), `logit_scale` (multiplicative), `step` (of the checkpoint).
+  Attributes: `config` (of the run), `params` (nested dict; bfloat16 is taken as float32),
+    `batch_stats` (a ResNet's running statistics; otherwise empty), `tokenizer` (None: the weights'
+    own is not here), `preprocess`, `resolution` (pixels), `logit_scale` (multiplicative), `step`
+    (of the checkpoint).
   """
 
   def __init__(
@@ -38,7 +39,8 @@ class Clip:
     step: int = 0,
     batch_stats: Any = None,
   ):
-    self.config, self.params, self.tokenizer, self.step = config, params, tokenizer, step
+    self.config, self.tokenizer, self.step = config, tokenizer, step
+    self.params = rounding.widened(params)
     self.batch_stats = batch_stats or {}
     self.preprocess = config.preprocess
     self.resolution = config.model.image.resolution
@@ -251,8 +253,14 @@ def tokenizer_from(saved: str) -> tokenizer_lib.Tokenizer | None:
 
 
 def _abstract_variables(config: config_lib.Config) -> Any:
+  """What the checkpoint of a run with this config holds."""
   image, text = config.model.image, config.model.text
   image_BRR3 = jax.ShapeDtypeStruct((1, image.resolution, image.resolution, 3), jnp.float32)
   tokens_BL = jax.ShapeDtypeStruct((1, text.context_length), jnp.int32)
-  shapes = jax.eval_shape(CLIP(config.model).init, jax.random.key(0), image_BRR3, tokens_BL)
+
+  def initial(*inputs: Any) -> Any:
+    variables = CLIP(config.model).init(*inputs)
+    return {**variables, "params": optimizer.at_rest(config.optimizer, variables["params"])}
+
+  shapes = jax.eval_shape(initial, jax.random.key(0), image_BRR3, tokens_BL)
   return sharding.place(shapes, sharding.one_device())

@@ -1,6 +1,9 @@
-"""The state before the first step: random weights, or those that `config.init` names."""
+"""The state that training starts from: random weights, those that `config.init` names, or those of
+a checkpoint that another config wrote.
+"""
 
 import dataclasses
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -28,13 +31,37 @@ def state(config: config_lib.Config, mesh: Mesh) -> train_step.TrainState:
   fresh = train_step.init_state(config, mesh)
 
   def put(ours: object, new: object) -> object:
-    return jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), ours, new)
+    return jax.tree.map(lambda x, y: jax.device_put(x.astype(y.dtype), y.sharding), ours, new)
 
   return dataclasses.replace(
     fresh,
     params=put(model.params, fresh.params),
     batch_stats=put(model.batch_stats, fresh.batch_stats),
   )
+
+
+def as_saved(config: config_lib.Config, saved: dict[str, Any]) -> config_lib.Config:
+  """`config` with the dtypes at rest of a checkpoint, to read it by; then `recast` its state.
+
+  Args: saved, the config of the checkpoint, complete (`parsing.upgrade`).
+  Raises: ValueError when it locked the image encoder and `config` does not, or the reverse.
+  """
+  theirs, ours = saved["optimizer"]["lock_image"], config.optimizer.lock_image
+  if theirs != ours:
+    raise ValueError(
+      f"config.optimizer.lock_image was {theirs}, is {ours}: the checkpoint has moments of other "
+      "parameters. Train in a new --workdir, with this one as config.init"
+    )
+  dtypes = {name: saved["optimizer"][name] for name in ("moments_dtype", "text_weights_dtype")}
+  return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **dtypes))
+
+
+def recast(
+  state: train_step.TrainState, config: config_lib.Config, mesh: Mesh
+) -> train_step.TrainState:
+  """`state` in the dtypes of `config`: as it is, or rounded to nearest."""
+  wanted = train_step.abstract_state(config, mesh)
+  return jax.tree.map(lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), state, wanted)
 
 
 def vocabulary(config: config_lib.Config) -> tokenizer_lib.Tokenizer | None:

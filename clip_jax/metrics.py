@@ -38,12 +38,12 @@ class Log:
     workdir: pathlib.Path,
     console: rich.console.Console,
     start_step: int,
-    flops_per_pair: int,
+    training_flops_per_pair: int,
   ):
     self._config, self._console = config, console
     self._writes = jax.process_index() == 0
     self._seconds: dict[str, float] = collections.defaultdict(float)
-    self._flops_per_step = 3 * config.data.batch_pairs * flops_per_pair  # backward = 2 forward
+    self._flops_per_step = config.data.batch_pairs * training_flops_per_pair
     self._peak = peak_flops()
     self._started = time.perf_counter()
     self._window = (start_step, self._started, 0.0)

@@ -193,7 +193,8 @@ def _scale_contradictions(config: config_lib.Config) -> list[str]:
   found, image, pairs = [], config.model.image, config.data.batch_pairs
   if pairs % config.microbatches:
     found.append(f"config.microbatches: {config.microbatches} does not divide {pairs} pairs")
-  if config.microbatches > 1 and image.blocks:
+  locked = config.optimizer.lock_image
+  if config.microbatches > 1 and image.blocks and not locked:
     found.append(
       f"config.microbatches: {config.microbatches}; a ResNet's batch normalisation takes its "
       "statistics over the whole batch, so it takes 1 only (config.model.remat saves memory too)"
@@ -206,7 +207,12 @@ def _scale_contradictions(config: config_lib.Config) -> list[str]:
     )
   elif image.patch_dropout and image.blocks:
     found.append("config.model.image.patch_dropout: a ResNet has no patches to leave out")
-  if config.optimizer.lock_image and not config.init:
+  elif image.patch_dropout and locked:
+    found.append(
+      "config.model.image.patch_dropout: leaves out what a locked image encoder "
+      "(config.optimizer.lock_image) was trained to see; make it 0"
+    )
+  if locked and not config.init:
     found.append(
       "config.optimizer.lock_image: locks random weights; name trained ones in config.init"
     )

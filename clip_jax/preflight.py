@@ -61,7 +61,7 @@ class Report:
   temporary_bytes: int
   peak_bytes: int
   capacity_bytes: float
-  analytic_flops: float  # three times the forward pass's matrix products
+  analytic_flops: float  # matrix products of forward and backward, without recomputation
   compiled_flops: float
   flops_ratio: float  # compiled over analytic: what recomputation and all else cost
   hbm_bytes: int
@@ -145,7 +145,8 @@ def report(config: config_lib.Config, devices: Sequence[Any]) -> Report:
   done = program.work(compiled.as_text())
   flops = (compiled.cost_analysis() or {}).get("flops", 0.0) * done.loops
   pairs = config.data.batch_pairs
-  analytic = 3 * pairs * clip.flops_per_pair(config.model, train=True) / len(devices)
+  a_pair = clip.training_flops_per_pair(config.model, config.optimizer.lock_image)
+  analytic = pairs * a_pair / len(devices)
   network = sum(c.bytes for c in done.collectives)
   times = (
     flops / chip.flops,

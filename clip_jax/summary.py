@@ -30,7 +30,8 @@ def plan(
   batch, counts = config.data.batch_pairs, clip.parameter_counts(config.model)
   state = train_step.abstract_state(config, mesh)
   image, text = config.model.image, config.model.text
-  flops = 3 * clip.flops_per_pair(config.model) * batch * config.steps
+  locked = config.optimizer.lock_image
+  flops = clip.training_flops_per_pair(config.model, locked) * batch * config.steps
   rows = {
     "model": f"{counts['total']:,} parameters (image {counts['image']:,}, text {counts['text']:,})",
     "products in": np.dtype(clip.compute_dtype(config.model)).name,

@@ -68,7 +68,8 @@ def train(
     batches = pipeline.host_batches(config, sources, tokenizer, done, *host)
     stream = pipeline.Prefetcher(batches, lambda b: _place(b, bad_records, stop, mesh), depth=2)
     stack.callback(stream.close)
-    log = metrics.Log(config, workdir, console, done, clip.flops_per_pair(config.model, train=True))
+    a_pair = clip.training_flops_per_pair(config.model, config.optimizer.lock_image)
+    log = metrics.Log(config, workdir, console, done, a_pair)
     stack.callback(log.close)
     step_fn = train_step.make_train_step(config, mesh)
 
@@ -222,13 +223,15 @@ def _restore_or_init(
         f"{checkpoints.folder}: step {step} is of another run: {'; '.join(changed)}. "
         "Train in a new --workdir, or pass --accept-changes to go on from it all the same"
       )
-  wanted = train_step.abstract_state(config, mesh)
+  saved = parsing.upgrade(newest[1]["config"]) if newest else None
+  wanted = train_step.abstract_state(initial.as_saved(config, saved) if saved else config, mesh)
   rest = {"step": wanted.step, "opt_state": wanted.opt_state, "guard": wanted.guard}
   restored = checkpoints.restore_latest(wanted.params, rest, wanted.batch_stats)
   if restored is None:
     return initial.state(config, mesh), {"bad_records": {}, "seen_records": 0}
   weights = {"params": restored.params, "batch_stats": restored.batch_stats}
-  return train_step.TrainState(**weights, **restored.train), restored.meta
+  state = train_step.TrainState(**weights, **restored.train)
+  return initial.recast(state, config, mesh), restored.meta
 
 
 # Changing these between a save and a restart changes nothing that training computes.

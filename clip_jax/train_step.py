@@ -11,12 +11,12 @@ from flax import struct
 from jax.sharding import Mesh
 
 from clip_jax import config as config_lib
-from clip_jax import optimizer, sharding
+from clip_jax import optimizer, rounding, sharding
 from clip_jax.data import records
 from clip_jax.gradients import loss_and_gradients
 from clip_jax.models.clip import CLIP
 
-_WEIGHTS, _STEPS = 0, 1  # the streams of random numbers that come from config.seed
+_WEIGHTS, _STEPS, _ROUNDING = 0, 1, 2  # the streams of random numbers that come from config.seed
 _SPIKE_MEMORY = 0.98  # of the running mean and variance of the log gradient norm: 50 steps
 
 
@@ -36,7 +36,7 @@ class TrainState:
   """All that a step changes. `step` counts batches seen, skipped ones too."""
 
   step: jax.Array
-  params: Any
+  params: Any  # float32, or as `optimizer.at_rest` has them
   batch_stats: Any  # running statistics of batch normalisation; empty for Vision Transformers
   opt_state: Any
   guard: Guard
@@ -61,7 +61,9 @@ def _init(config: config_lib.Config, rng: jax.Array) -> TrainState:
   tokens_BL = jnp.zeros((1, text.context_length), jnp.int32)
   variables = CLIP(config.model).init(jax.random.fold_in(rng, _WEIGHTS), image_BRR3, tokens_BL)
   params, batch_stats = variables["params"], variables.get("batch_stats", {})
-  opt_state = optimizer.make(config.optimizer, config.steps).init(params)
+  trained = optimizer.trained(config.optimizer, params)
+  opt_state = optimizer.make(config.optimizer, config.steps).init(trained)
+  params = optimizer.at_rest(config.optimizer, params)
   return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state, fresh_guard())
 
 
@@ -89,14 +91,16 @@ def train_step(
   config: config_lib.Config, mesh: Mesh, state: TrainState, batch: dict[str, jax.Array]
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """See `make_train_step`."""
-  rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), _STEPS), state.step)
-  forward, gradients = loss_and_gradients(config, mesh, state.params, state.batch_stats, batch, rng)
+  seed, updates = jax.random.key(config.seed), state.step - state.guard.skipped
+  rng = jax.random.fold_in(jax.random.fold_in(seed, _STEPS), state.step)
+  # by updates, so that a skipped step leaves no trace
+  rounding_rng = jax.random.fold_in(jax.random.fold_in(seed, _ROUNDING), updates)
+  wide = rounding.widened(state.params)
+  forward, gradients = loss_and_gradients(config, mesh, wide, state.batch_stats, batch, rng)
   loss, batch_stats = forward.loss, forward.batch_stats
   gradient_norm = optax.tree.norm(gradients)
-  tx = optimizer.make(config.optimizer, config.steps)
-  updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-  params = optimizer.clip_log_scale(
-    optax.apply_updates(state.params, updates), config.optimizer.max_logit_scale
+  params, opt_state = optimizer.apply(
+    config.optimizer, config.steps, gradients, state.opt_state, wide, rounding_rng
   )
   keep, spike_sigma, guard = judge(config.optimizer, state.guard, loss, gradient_norm)
   params, batch_stats, opt_state = jax.tree.map(
@@ -110,9 +114,7 @@ def train_step(
     "logit_scale": forward.scale,
     "gradient_norm": gradient_norm,
     "gradient_norm_sigma": spike_sigma,
-    "learning_rate": optimizer.schedule(config.optimizer, config.steps)(
-      state.step - state.guard.skipped
-    ),
+    "learning_rate": optimizer.schedule(config.optimizer, config.steps)(updates),
     "skipped": guard.skipped,
     "skipped_in_row": guard.skipped_in_row,
     "bad_by_cause": jnp.bincount(batch["bad"], length=len(records.CAUSES)),

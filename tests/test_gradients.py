@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clip_jax import config as c
-from clip_jax import gradients, losses, sharding, train_step
+from clip_jax import gradients, losses, program, sharding, train_step
 from clip_jax.data import images
 from clip_jax.models import clip, vit
 
@@ -209,3 +209,54 @@ def test_patch_dropout_looks_at_the_kept_patches_alone():
   assert np.abs(plain - encode(np.where(mask, 9.0, pixels), kept_BK)).max() > 0.01
   all_16 = np.tile(np.arange(16), (32, 1))
   np.testing.assert_allclose(encode(pixels, all_16), encode(pixels), atol=1e-6)
+
+
+def _locked(config, **changes):
+  optimizer = dataclasses.replace(config.optimizer, lock_image=True)
+  return dataclasses.replace(config, init="weights", optimizer=optimizer, **changes)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_locked_image_encoder_has_no_gradient_and_the_rest_the_plain_one(model):
+  """Without mesh or shard_map, by all parameters, a ResNet in inference mode; in microbatches."""
+  config, batch = _config(MODELS[model]), _batch(_config(MODELS[model]))
+  params, batch_stats = _variables(MODELS[model])
+  pixels = images.normalise(
+    jnp.asarray(batch["image"]), config.preprocess.mean, config.preprocess.std
+  )
+
+  def plain(params):
+    variables = {"params": params, "batch_stats": batch_stats}
+    outputs = clip.CLIP(MODELS[model]).apply(variables, pixels, batch["tokens"])
+    if model == "siglip":
+      return losses.sigmoid(*outputs, params["logit_bias"])[0]
+    return losses.contrastive(*outputs)[0]
+
+  loss, expected = jax.jit(jax.value_and_grad(plain))(params)
+  expected = {k: v for k, v in expected.items() if k not in ("image", "image_projection")}
+  for changes in ({}, {"mesh": MESHES["all three"], "microbatches": 2}):
+    got, got_gradients = _loss_and_gradients(_locked(config, **changes))
+    np.testing.assert_allclose(got.loss, loss, rtol=1e-6)
+    assert set(got_gradients) == set(expected)
+    _assert_near(got_gradients, expected, 1e-5)
+    jax.tree.map(np.testing.assert_array_equal, got.batch_stats, batch_stats)
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_a_locked_image_encoder_costs_no_backward_pass(microbatches):
+  """By the compiler's count, which would be over twice as large with it."""
+  image = c.Vision(resolution=32, patch=4, width=64, layers=4, heads=4)
+  model = dataclasses.replace(VIT, image=image, scan_layers=False)
+  config, mesh = _locked(_config(model), microbatches=microbatches), sharding.one_device()
+  params = jax.eval_shape(lambda: train_step._init(config, jax.random.key(0))).params
+  both = jax.jit(lambda *args: gradients.loss_and_gradients(config, mesh, *args))
+  rng = jax.eval_shape(lambda: jax.random.key(0))
+  compiled = both.lower(params, {}, _batch(config), rng).compile()
+  found = program.work(compiled.as_text())
+  flops = compiled.cost_analysis()["flops"] * found.loops
+  expected = 32 * clip.training_flops_per_pair(model, lock_image=True)
+  expected += (
+    (microbatches > 1) * 32 * (clip.flops_per_pair(model) - clip.flops_per_image(model))
+  )  # the texts once more
+  assert expected * 0.95 < flops < expected * 1.25
+  assert 32 * clip.training_flops_per_pair(model) > 2 * expected

@@ -115,3 +115,24 @@ def test_weights_without_a_vocabulary_cannot_train(tmp_path):
   sources.save(_weights(tokenizer=None), tmp_path / "out")
   with pytest.raises(ValueError, match="captions cannot be turned into tokens"):
     initial.state(_from(tmp_path / "out"), sharding.make_mesh(devices=jax.devices()[:1]))
+
+
+def test_a_locked_image_encoder_stays_bit_for_bit(tmp_path):
+  """With decay, half-precision text weights and microbatches. Its gradient: test_gradients.py."""
+  model = _weights()
+  sources.save(model, tmp_path / "weights")
+  options = c.Optimizer(
+    warmup_steps=1, lock_image=True, text_weights_dtype="bfloat16", moments_dtype="bfloat16"
+  )
+  config = _from(tmp_path / "weights", optimizer=options, steps=3, microbatches=2)
+  assert train.train(config, tmp_path / "run", rich.console.Console(quiet=True))
+  tuned = clip_jax.load(tmp_path / "run")
+  locked = lambda params: {k: v for k, v in params.items() if k.startswith("image")}  # noqa: E731
+  jax.tree.map(np.testing.assert_array_equal, locked(tuned.params), locked(model.params))
+  assert float(tuned.params["log_scale"]) != float(model.params["log_scale"])
+  assert np.abs(tuned.params["text_projection"] - model.params["text_projection"]).max() > 1e-4
+  unlocked = dataclasses.replace(config, optimizer=dataclasses.replace(options, lock_image=False))
+  with pytest.raises(train.TrainingError, match=r"lock_image was True, is False.*accept-changes"):
+    train.train(unlocked, tmp_path / "run", rich.console.Console(quiet=True))
+  with pytest.raises(ValueError, match=r"lock_image was True, is False: .* as config\.init"):
+    train.train(unlocked, tmp_path / "run", rich.console.Console(quiet=True), accept_changes=True)

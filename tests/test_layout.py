@@ -14,6 +14,7 @@ LAYERS = (
     "chips",
     "hosts",
     "program",
+    "rounding",
     "cli_options",
     "data.bytepairs",
     "data.cleaning",

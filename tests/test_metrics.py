@@ -15,7 +15,7 @@ VALUES = {"loss": 1.5, "accuracy": 0.25}
 
 def _log(workdir, start=0, console=None):
   console = console or rich.console.Console(quiet=True)
-  return metrics.Log(CONFIG, workdir, console, start, flops_per_pair=100)
+  return metrics.Log(CONFIG, workdir, console, start, training_flops_per_pair=300)
 
 
 def test_lines_every_so_often_and_at_the_end(tmp_path):

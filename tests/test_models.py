@@ -269,6 +269,12 @@ def test_flops_are_the_compilers(stem):
   assert compiled.cost_analysis()["flops"] == expected
 
 
+def test_a_locked_image_encoder_trains_for_its_forward_pass():
+  image, pair = clip.flops_per_image(SMALL), clip.flops_per_pair(SMALL)
+  assert clip.training_flops_per_pair(SMALL) == 3 * pair
+  assert clip.training_flops_per_pair(SMALL, lock_image=True) == 3 * (pair - image) + image
+
+
 def test_the_convolutional_stem_sees_the_whole_image():
   """Each pixel reaches the embedding, and the stem has one output a patch."""
   vision = dataclasses.replace(SMALL.image, stem="convolution")

@@ -161,3 +161,20 @@ def test_a_wrong_override_is_told(experiment, word, message):
 def test_a_missing_config_file_is_named(tmp_path):
   with pytest.raises(cli.UsageError, match=r"nothing.py: no such config file"):
     cli.load_config(str(tmp_path / "nothing.py"), [])
+
+
+def _locked(init="weights", microbatches=1, **image):
+  tree = c.to_dict(c.Config())
+  tree |= {"init": init, "microbatches": microbatches}
+  tree["optimizer"]["lock_image"] = True
+  tree["model"]["image"] |= image
+  return tree
+
+
+def test_what_a_locked_image_encoder_goes_with():
+  resnet = {"width": 64, "layers": 0, "heads": 32, "blocks": [3, 4, 6, 3]}
+  assert parsing.parse(_locked(microbatches=4, **resnet)).optimizer.lock_image
+  with pytest.raises(parsing.ConfigError, match=r"lock_image: locks random weights.*config\.init"):
+    parsing.parse(_locked(init=""))
+  with pytest.raises(parsing.ConfigError, match=r"patch_dropout: leaves out .*lock_image"):
+    parsing.parse(_locked(patch_dropout=0.5))

@@ -19,6 +19,7 @@ import rich.console
 from clip_jax import checkpoint, cli, inference, metrics, train
 from clip_jax import config as c
 from clip_jax.data import pipeline, records
+from clip_jax.interop import exports, sources
 
 STEPS = 60
 EXPERIMENT = """
@@ -299,3 +300,60 @@ def test_a_workdir_that_cannot_be_made_is_named(config, tmp_path):
   blocked.write_text("not a folder")
   with pytest.raises(OSError, match="file"):
     _run(config, blocked / "run")
+
+
+HALF = {"moments_dtype": "bfloat16", "text_weights_dtype": "bfloat16"}
+
+
+def _halved(config):
+  return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **HALF))
+
+
+def _dtypes(workdir):
+  """{the end of a leaf's path: its dtype} of the newest checkpoint, by what starts its path."""
+  leaves = _leaves(workdir)[1]
+  return {
+    name: {kept[1] for path, kept in leaves.items() if path.startswith(prefix) and kept[0]}
+    for name, prefix in (
+      ("image", "params/image/"), ("text", "params/text/"), ("moments", "train/opt_state/"),
+    )
+  }  # fmt: skip
+
+
+def test_a_run_in_halves_saves_resumes_and_exports(config, tmp_path):
+  """Bit for bit from the step before the last; read and exported as float32 of the same values."""
+  config, workdir = _halved(_short(config)), tmp_path / "run"
+  assert _run(config, workdir)
+  halves = {"image": {"float32"}, "text": {"float32", "bfloat16"}, "moments": {"bfloat16"}}
+  assert _dtypes(workdir) == halves
+  last, leaves = _leaves(workdir)
+  shutil.rmtree(workdir / "checkpoints" / str(last))
+  assert _leaves(workdir)[0] == 5
+  assert _run(config, workdir)
+  assert _leaves(workdir) == (last, leaves)
+  model = inference.load(workdir)
+  assert {str(x.dtype) for x in jax.tree.leaves(model.params)} == {"float32"}
+  exports.export(model, tmp_path / "out", "open_clip")
+  again = sources.load(tmp_path / "out")
+  jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
+  embeddings = model.encode_text(["a red circle", "the digit 3"])
+  np.testing.assert_array_equal(again.encode_text(["a red circle", "the digit 3"]), embeddings)
+  projection = np.asarray(model.params["text_projection"])
+  assert (projection.view(np.uint32) & 0xFFFF == 0).all()  # what bfloat16 holds
+
+
+def test_another_precision_is_refused_or_taken_over(trained, tmp_path):
+  """From float32 to halves and back: the weights are the same, rounded to nearest."""
+  config, workdir = trained
+  copied = tmp_path / "copy"
+  shutil.copytree(workdir, copied)
+  half = _halved(dataclasses.replace(config, steps=7))
+  message = r"moments_dtype was 'float32', is 'bfloat16'.*text_weights_dtype was 'float32'"
+  with pytest.raises(train.TrainingError, match=message):
+    _run(half, copied)
+  assert _run(half, copied, accept_changes=True)
+  assert _leaves(copied)[0] == 7
+  assert _dtypes(copied)["moments"] == {"bfloat16"}
+  assert _run(dataclasses.replace(config, steps=8), copied, accept_changes=True)
+  assert _leaves(copied)[0] == 8
+  assert _dtypes(copied) == _dtypes(workdir)

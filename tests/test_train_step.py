@@ -56,10 +56,18 @@ SIGLIP = dataclasses.replace(
 )
 
 
+HALF = dataclasses.replace(
+  CONFIG,
+  optimizer=c.Optimizer(
+    learning_rate=1e-3, warmup_steps=5, moments_dtype="bfloat16", text_weights_dtype="bfloat16"
+  ),
+)
+
+
 @functools.cache
 def _mesh_and_step(config, devices):
   """Compiled once for all tests."""
-  mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
   return mesh, train_step.make_train_step(config, mesh)
 
 
@@ -132,9 +140,10 @@ def test_the_same_start_on_any_number_of_devices():
   _assert_equal(Trainer().arrays(), Trainer(devices=8).arrays())
 
 
-def test_a_step_that_is_not_finite_changes_nothing():
+@pytest.mark.parametrize("config", [CONFIG, HALF], ids=["float32", "bfloat16"])
+def test_a_step_that_is_not_finite_changes_nothing(config):
   """Drill 15: bit for bit what a run without that batch has."""
-  with_bad, without = Trainer(), Trainer()
+  with_bad, without = Trainer(config), Trainer(config)
   for seed in range(8):
     if seed == 4:
       metrics = with_bad.step(_poisoned(_batch(99)))
@@ -204,3 +213,61 @@ def test_no_spike_is_called_before_the_warm_up_is_over():
   norms[90] *= 50
   keep, _ = _judge_all(config, norms)
   assert np.asarray(keep).all()
+
+
+def test_halves_learn_and_stay_halves():
+  """In bfloat16: both moments, and the text encoder's matrices; the loss falls as without."""
+  trainer, plain = Trainer(HALF), Trainer()
+  history = [(trainer.step(_batch(0))["loss"], plain.step(_batch(0))["loss"]) for _ in range(60)]
+  assert history[-1][0] < 0.5 * history[0][0]
+  np.testing.assert_allclose(*zip(*history, strict=True), rtol=0.1)
+  params = trainer.state.params
+  assert {str(x.dtype) for x in jax.tree.leaves(params["image"])} == {"float32"}
+  matrices = (params["text_projection"], params["text"]["positional_embedding"])
+  assert [str(x.dtype) for x in matrices] == ["bfloat16"] * 2
+  assert params["text"]["ln_final"]["scale"].dtype == params["log_scale"].dtype == "float32"
+  moments = [x for x in jax.tree.leaves(trainer.state.opt_state) if x.ndim]
+  assert {str(x.dtype) for x in moments} == {"bfloat16"}
+  size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))  # noqa: E731
+  saved = size(plain.state) - size(trainer.state)
+  halved = [x for x in jax.tree.leaves(params) if x.dtype == "bfloat16"]
+  assert saved == 2 * 2 * sum(x.size for x in jax.tree.leaves(params)) + size(halved)
+
+
+def _spacings(a, b):
+  """How many bfloat16 numbers lie from each of `a` to that of `b`."""
+
+  def ordered(x):
+    bits = np.asarray(x).view(np.uint16).astype(np.int64)
+    return np.where(bits & 0x8000, 0x8000 - bits, bits)
+
+  return np.abs(ordered(a) - ordered(b))
+
+
+def test_halves_are_rounded_alike_on_any_mesh():
+  """Gradients differ in their last bits, which turns few of the roundings, each by one spacing."""
+  config = dataclasses.replace(
+    HALF, optimizer=dataclasses.replace(HALF.optimizer, warmup_steps=0), mesh=c.Mesh()
+  )
+  many = dataclasses.replace(config, mesh=c.Mesh(fsdp=2, tensor=2))
+  one, eight = Trainer(config), Trainer(many, devices=8)
+  kernel = eight.state.params["text"]["transformer"]["blocks"]["mlp"]["fc"]["kernel"]
+  assert not kernel.sharding.is_fully_replicated
+  for trainer in (one, eight):
+    trainer.step(_batch(0))
+  adam = eight.state.opt_state[1][0]
+  for moments in (adam.mu, adam.nu):
+    moment = moments["text"]["transformer"]["blocks"]["mlp"]["fc"]["kernel"]
+    assert moment.sharding == kernel.sharding
+  pairs = zip(*(jax.tree.leaves(trainer.arrays()) for trainer in (one, eight)), strict=True)
+  apart = [_spacings(a, b).ravel() for a, b in pairs if a.dtype == "bfloat16"]
+  apart = np.concatenate(apart)
+  assert apart.size > 10_000
+  assert (apart == 0).mean() > 0.98
+  # but for the biases of keys, whose gradient is rounding noise
+  assert (apart > 1).mean() < 0.004
+
+
+def test_the_start_of_halves_is_the_plain_one_rounded_to_nearest():
+  plain, half = Trainer().arrays()[0], Trainer(HALF, devices=8).arrays()[0]
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype(b.dtype), b), plain, half)

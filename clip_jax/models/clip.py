@@ -125,6 +125,15 @@ def flops_per_pair(config: config_lib.Model, train: bool = False) -> int:
   return flops_per_image(config, train) + text_flops + 2 * text_.width * config.embed_dim
 
 
+def training_flops_per_pair(config: config_lib.Model, lock_image: bool = False) -> int:
+  """The same of forward and backward pass, which is twice the forward.
+
+  `lock_image`: the image encoder runs forward only (`config.Optimizer.lock_image`).
+  """
+  saved = 2 * flops_per_image(config, train=True) if lock_image else 0
+  return 3 * flops_per_pair(config, train=True) - saved
+
+
 def flops_per_image(config: config_lib.Model, train: bool = False) -> int:
   """The image encoder's part of `flops_per_pair`."""
   image = config.image
