@@ -19,6 +19,8 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
+
 from clip_jax import chips as chips_lib
 from clip_jax import cli, metrics, preflight
 from clip_jax import config as config_lib
@@ -98,6 +100,7 @@ class Attempts:
       result = {"fits": True, **dataclasses.asdict(preflight.report(config, devices(topology)))}
     except preflight.DoesNotFit as error:
       result = {"fits": False, "used_bytes": error.used_bytes}
+    jax.clear_caches()  # a program of 256 chips takes gigabytes
     attempt = {"topology": topology, "options": options, **result}
     print(f"{self.experiment} {topology} {options}: {gib(attempt):.2f} GiB", flush=True)
     self.all.append(attempt)
@@ -185,9 +188,7 @@ def bound(attempt: Attempt) -> str:
   return max(names, key=lambda name: attempt[f"{names[name]}_seconds"])
 
 
-def row(name: str, generation: str, attempt: Attempt | None) -> str:
-  if attempt is None:
-    return f"| {name} | {generation} | none to 256 chips | | | | | | | |"
+def row(name: str, generation: str, attempt: Attempt) -> str:
   options = dict(option.split("=") for option in attempt["options"].split())
   hours = attempt["step_seconds"] * STEPS / 3600
   parts = options.get("microbatches", "1")
@@ -209,7 +210,12 @@ def table(everything: dict[str, Attempts], parts: bool) -> Iterator[str]:
   for experiment, name in MODELS.items():
     if not (parts and experiment.startswith("clip_rn")):
       for generation in GENERATIONS:
-        yield row(name, generation, smallest(everything[experiment], generation, parts))
+        found = smallest(everything[experiment], generation, parts)
+        topology = f"{generation}:{LARGEST[generation]}"
+        tried = [a for a in everything[experiment].all if a["topology"] == topology]
+        why = "none to 256 chips" if tried and not parts else "not measured yet"
+        missing = f"| {name} | {generation} | {why} | | | | | | | |"
+        yield row(name, generation, found) if found else missing
 
 
 def whole_slices(everything: dict[str, Attempts]) -> Iterator[str]:
