@@ -119,10 +119,9 @@ def compare(runs: dict[str, dict[str, Any]], warmup_steps: int) -> dict[str, dic
   Steps of the warm-up do not count: the loss falls so fast there that a step's delay is a distance.
   """
   smooth = {name: smoothed(found["losses"]) for name, found in runs.items()}
-  skipped = max(0, warmup_steps - _SMOOTH)
   out = {}
   for name, found in runs.items():
-    losses, distances = found["losses"], np.abs(smooth[name] - smooth[_BASE])[skipped:]
+    losses, distances = found["losses"], np.abs(smooth[name] - smooth[_BASE])[warmup_steps:]
     out[name] = {
       "last loss": losses[-1],
       "mean loss of the last tenth": float(np.mean(losses[-(len(losses) // 10) :])),
