@@ -247,8 +247,10 @@ def claims(everything: dict[str, Attempts]) -> Iterator[str]:
     found = everything[experiment].find(topology, options)
     if found:
       start = f"| {MODELS[experiment]}: {what} | {topology} | `{options}` | {gib(found):.1f}"
-      rest = f" | {found['flops_ratio']:.3f} | {found['compile_seconds']:.0f} |"
-      yield start + (rest if found["fits"] else ": does not fit | | |")
+      if found["fits"]:
+        yield f"{start} | {found['flops_ratio']:.3f} | {found['compile_seconds']:.0f} |"
+      else:
+        yield f"{start}: does not fit | | |"
 
 
 def page() -> str:
