@@ -167,8 +167,20 @@ def page(found: dict[str, Any]) -> str:
     values += [f"{row['figures'][task]:.1%}" for task in tasks]
     values += [f"{row['greatest distance']:.4f}", f"{row['mean distance']:.4f}"]
     lines.append("| " + " | ".join([name, *values]) + " |")
+  lines += ["", *_reading(runs)]
   lines += ["", "![The smoothed loss of each run over steps](learning_curves.svg)", ""]
   return "\n".join(lines)
+
+
+def _reading(runs: dict[str, dict[str, Any]]) -> list[str]:
+  """Which runs are outside what the float32 ones, of several first weights, span."""
+  chance = [row for name, row in runs.items() if name.startswith(_BASE)]
+  out = []
+  for key in ("mean loss of the last tenth", "mean distance", "greatest distance"):
+    low, high = min(row[key] for row in chance), max(row[key] for row in chance)
+    outside = [f"{name} ({row[key]:.4f})" for name, row in runs.items() if row[key] > high]
+    out.append(f"- {key}, float32: {low:.4f} to {high:.4f}; above: {', '.join(outside) or 'none'}")
+  return out
 
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 760, 260, 60, 34, 60
