@@ -60,6 +60,8 @@ class Model:
   # learned logit_bias
   loss: Literal["softmax", "sigmoid"] = "softmax"
   compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU
+  # of what passes from block to block of a Transformer; inside a block it is float32 either way
+  residual_dtype: Literal["float32", "bfloat16"] = "float32"
   scan_layers: bool = False  # one compiled block for all layers; same values
   # what the backward pass recomputes in place of keeping it; same values. "none"; "dots": all but
   # products with weights; "tuned": what is large for its cost (models/transformer.py); "full": all

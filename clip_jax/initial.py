@@ -14,7 +14,7 @@ from clip_jax.data import tokenizer as tokenizer_lib
 from clip_jax.interop import sources
 
 # What may differ between the weights' own model and the one that trains on from them.
-_FREE = ("compute_dtype", "scan_layers", "remat", "resolution")
+_FREE = ("compute_dtype", "residual_dtype", "scan_layers", "remat", "resolution")
 
 
 def state(config: config_lib.Config, mesh: Mesh) -> train_step.TrainState:

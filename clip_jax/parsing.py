@@ -45,6 +45,7 @@ _LATER: dict[tuple[str, ...], Any] = {
   ("mesh",): config_lib.to_dict(config_lib.Mesh()),
   ("loss",): config_lib.to_dict(config_lib.Loss()),
   ("model", "image", "patch_dropout"): 0.0,
+  ("model", "residual_dtype"): "float32",
   ("optimizer", "moments_dtype"): "float32",
   ("optimizer", "text_weights_dtype"): "float32",
   ("optimizer", "lock_image"): False,

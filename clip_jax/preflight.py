@@ -130,9 +130,9 @@ def report(config: config_lib.Config, devices: Sequence[Any]) -> Report:
   mesh = sharding.make_mesh(config.mesh, devices)
   sharding.check_batch(config.data.batch_pairs, mesh, config.microbatches)
   started = time.perf_counter()
-  compiled = _compile(config, mesh)
+  step_program = compiled(_lowered(config, mesh))
   seconds = time.perf_counter() - started
-  memory = compiled.memory_analysis()
+  memory = step_program.memory_analysis()
   lasting = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
   # The heap's highest point. (`temp_size_in_bytes` is half as much again on a TPU, and the compiler
   # accepts programs in which that alone is more than the chip has.)
@@ -142,8 +142,8 @@ def report(config: config_lib.Config, devices: Sequence[Any]) -> Report:
   chip = chips.find(kind) or chips.Chip(kind, *(float("inf"),) * 4)
   if peak > chip.hbm_bytes:
     raise DoesNotFit(peak, chip.hbm_bytes)
-  done = program.work(compiled.as_text())
-  flops = (compiled.cost_analysis() or {}).get("flops", 0.0) * done.loops
+  done = program.work(step_program.as_text())
+  flops = (step_program.cost_analysis() or {}).get("flops", 0.0) * done.loops
   pairs = config.data.batch_pairs
   a_pair = clip.training_flops_per_pair(config.model, config.optimizer.lock_image)
   analytic = pairs * a_pair / len(devices)
@@ -181,7 +181,7 @@ def report(config: config_lib.Config, devices: Sequence[Any]) -> Report:
   )
 
 
-def _compile(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Any:
+def _lowered(config: config_lib.Config, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
   rows, model, pairs = sharding.batch_sharding(mesh), config.model, config.data.batch_pairs
 
   def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
@@ -194,9 +194,13 @@ def _compile(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Any:
     "bad": array(jnp.int32),
     "stop": array(jnp.int32),
   }
-  lowered = train_step.make_train_step(config, mesh).lower(
+  return train_step.make_train_step(config, mesh).lower(
     train_step.abstract_state(config, mesh), batch
   )
+
+
+def compiled(lowered: jax.stages.Lowered) -> Any:
+  """The program. Raises: DoesNotFit; PreflightError with the compiler's own words."""
   try:
     return lowered.compile()
   except jax.errors.JaxRuntimeError as error:

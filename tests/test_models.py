@@ -175,6 +175,30 @@ def test_products_that_the_backward_pass_repeats(remat, more):
   assert text.count("= dot_general[") == 6 + 12 + more  # one block in a loop
 
 
+def test_the_residual_stream_in_bfloat16():
+  """Rounded between blocks and nowhere else; of each block the backward pass keeps 2 bytes."""
+  initial, dtype = transformer.image_initial(), jnp.dtype("float32")
+  fields = (3, 2, False, "gelu", initial, dtype)
+  model = transformer.Transformer(*fields, remat="full", residual_dtype=jnp.bfloat16)
+  x_BSD = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 16)), jnp.float32)
+  variables = model.init(jax.random.key(0), x_BSD)
+  expected_BSD = x_BSD.astype(jnp.bfloat16)
+  block = transformer.Block(*fields[1:], mlp_width=0, norm_epsilon=1e-5)
+  for layer in range(3):
+    weights = jax.tree.map(lambda x, i=layer: x[i], variables["params"]["blocks"])
+    wide_BSD = block.apply({"params": weights}, expected_BSD.astype(jnp.float32))[0]
+    expected_BSD = wide_BSD.astype(jnp.bfloat16)
+  got_BSD = model.apply(variables, x_BSD)
+  assert got_BSD.dtype == jnp.float32
+  np.testing.assert_allclose(got_BSD, expected_BSD.astype(jnp.float32), rtol=2**-7)
+  exact_BSD = transformer.Transformer(*fields).apply(variables, x_BSD)
+  assert 0 < np.abs(got_BSD - exact_BSD).max() < 0.05
+
+  kept = jax.eval_shape(lambda x: jax.vjp(lambda x: model.apply(variables, x), x)[1], x_BSD)
+  stacks = [x.dtype for x in jax.tree.leaves(kept) if x.shape == (3, 2, 5, 16)]
+  assert stacks == [jnp.bfloat16]
+
+
 def test_text_is_causal_by_gradients():
   """No position's output depends on a later position's input, and each depends on all before."""
   model = transformer.Transformer(

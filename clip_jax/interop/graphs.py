@@ -73,7 +73,9 @@ def write(model: inference.Clip, folder: pathlib.Path, format: str) -> None:
 
 def graphs(model: inference.Clip, channels_first: bool) -> list[Graph]:
   """The three functions, in float32 and without the scan and remat of training."""
-  config = dataclasses.replace(model.config.model, compute_dtype="float32", remat="none")
+  config = dataclasses.replace(
+    model.config.model, compute_dtype="float32", residual_dtype="float32", remat="none"
+  )
 
   def image(variables: Any, pixel_values: jax.Array) -> tuple[Any, ...]:
     image_BRR3 = pixel_values.transpose(0, 2, 3, 1) if channels_first else pixel_values

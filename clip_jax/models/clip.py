@@ -22,7 +22,8 @@ class CLIP(nn.Module):
 
   def setup(self) -> None:
     c, dtype = self.config, compute_dtype(self.config)
-    shared = (c.activation, dtype, c.scan_layers, c.remat, c.norm_epsilon)
+    residual_dtype = jnp.dtype(c.residual_dtype)
+    shared = (c.activation, dtype, c.scan_layers, c.remat, c.norm_epsilon, residual_dtype)
     constant = nn.initializers.constant
     self.image: resnet.ModifiedResNet | vit.VisionTransformer
     if c.image.blocks:

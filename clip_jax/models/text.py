@@ -23,6 +23,7 @@ class TextTransformer(nn.Module):
   scan_layers: bool = False
   remat: str = "none"
   norm_epsilon: float = 1e-5
+  residual_dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, tokens_BL: jax.Array) -> jax.Array:
@@ -54,6 +55,7 @@ class TextTransformer(nn.Module):
       remat=self.remat,
       mlp_width=c.mlp_width,
       norm_epsilon=self.norm_epsilon,
+      residual_dtype=self.residual_dtype,
       name="transformer",
     )
     x_BLD = blocks(embed(tokens_BL) + position_LD[None])

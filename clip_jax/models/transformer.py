@@ -109,7 +109,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-  """x + attention(norm(x)), then x + mlp(norm(x)); the residual stream stays in float32."""
+  """x + attention(norm(x)), then x + mlp(norm(x)), both in float32; returned in x's dtype."""
 
   heads: int
   causal: bool
@@ -125,8 +125,10 @@ class Block(nn.Module):
     mlp = Mlp(self.mlp_width, self.activation, self.initial, self.dtype, name="mlp")
     ln_1 = layer_norm(epsilon=self.norm_epsilon, name="ln_1")
     ln_2 = layer_norm(epsilon=self.norm_epsilon, name="ln_2")
+    residual_dtype, x_BSD = x_BSD.dtype, x_BSD.astype(jnp.float32)
     x_BSD = x_BSD + attention(ln_1(x_BSD)).astype(jnp.float32)
     x_BSD = x_BSD + mlp(ln_2(x_BSD)).astype(jnp.float32)
+    x_BSD = x_BSD.astype(residual_dtype)
     return sharding.constrain(x_BSD, "batch", None, None), None
 
 
@@ -158,8 +160,8 @@ class Transformer(nn.Module):
 
   The blocks' weights are stacked on a leading axis of length `layers`, whether they are run by
   a loop on the device (`scan_layers`, one compiled block) or unrolled: the option changes the
-  size of the program and nothing else. For `remat` see
-  `rematerialised`.
+  size of the program and nothing else. For `remat` see `rematerialised`. The blocks hand on their
+  result in `residual_dtype`, which is also what the backward pass keeps of every block.
   """
 
   layers: int
@@ -172,6 +174,7 @@ class Transformer(nn.Module):
   remat: str = "none"
   mlp_width: int = 0  # 0: four times the width
   norm_epsilon: float = 1e-5
+  residual_dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x_BSD: jax.Array) -> jax.Array:
@@ -193,4 +196,4 @@ class Transformer(nn.Module):
       self.norm_epsilon,
       name="blocks",
     )
-    return blocks(x_BSD, None)[0]
+    return blocks(x_BSD.astype(self.residual_dtype), None)[0].astype(jnp.float32)

@@ -23,6 +23,7 @@ class VisionTransformer(nn.Module):
   scan_layers: bool = False
   remat: str = "none"
   norm_epsilon: float = 1e-5
+  residual_dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, image_BRR3: jax.Array, kept_BK: jax.Array | None = None) -> jax.Array:
@@ -61,6 +62,7 @@ class VisionTransformer(nn.Module):
       remat=self.remat,
       mlp_width=c.mlp_width,
       norm_epsilon=self.norm_epsilon,
+      residual_dtype=self.residual_dtype,
       name="transformer",
     )
     x_BSD, ln_post = blocks(x_BSD), layer_norm(name="ln_post")
