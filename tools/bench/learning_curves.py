@@ -1,10 +1,11 @@
-"""Do the savings of memory change how a model learns? One small real run for each, on this machine.
+"""Do the savings of memory change how a model learns? Small real runs of each, on this machine.
 
-  python tools/bench/learning_curves.py [--config experiments/demo.py] [--steps 1300]
+  python tools/bench/learning_curves.py [--config experiments/demo.py] [--steps 600]
 
-Trains the experiment once for each entry of VARIANTS, on the same batches, into
-runs/learning_curves (finished runs are not trained again), and writes docs/learning_curves.json,
-.md and .svg. The measure is the same run from other first weights, twice: what chance alone does.
+Trains the experiment for each entry of VARIANTS from each of three sets of first weights, all on
+the same batches, and for each entry of SLOW once, at a learning rate so small that an update is
+less than half of a bfloat16's last place; into runs/learning_curves (finished runs are not trained
+again). Writes docs/learning_curves.json, .md and .svg.
 
 Nearest rounding and other first weights are no options of clip_jax. They are made here, by putting
 another function or number in the place of a private one while the run is traced.
@@ -36,31 +37,33 @@ _BASE = "float32"
 class Variant:
   model: dict[str, Any] = dataclasses.field(default_factory=dict)
   optimizer: dict[str, Any] = dataclasses.field(default_factory=dict)
-  weights_stream: int = 0  # of random numbers, of no other use in train_step; 0: the usual one
   nearest: bool = False
 
 
 _MOMENTS, _TEXT = {"moments_dtype": "bfloat16"}, {"text_weights_dtype": "bfloat16"}
 VARIANTS = {
   _BASE: Variant(),
-  "float32, other first weights": Variant(weights_stream=1000),
-  "float32, still other ones": Variant(weights_stream=1001),
   "moments in bfloat16": Variant(optimizer=_MOMENTS),
   "text weights in bfloat16": Variant(optimizer=_TEXT),
   "moments and text weights": Variant(optimizer=_MOMENTS | _TEXT),
-  "both, rounded to nearest": Variant(optimizer=_MOMENTS | _TEXT, nearest=True),
-  "remat tuned": Variant(model={"remat": "tuned"}),
-  "compute in bfloat16": Variant(model={"compute_dtype": "bfloat16"}),
-  "all of these, as on a TPU": Variant(
-    {"remat": "tuned", "compute_dtype": "bfloat16"}, _MOMENTS | _TEXT
+  "residual stream in bfloat16": Variant({"residual_dtype": "bfloat16"}),
+  "all of these, products too": Variant(
+    {"residual_dtype": "bfloat16", "compute_dtype": "bfloat16"}, _MOMENTS | _TEXT
   ),
 }
+SLOW = {
+  _BASE: Variant(),
+  "moments and text weights": Variant(optimizer=_MOMENTS | _TEXT),
+  "both, rounded to nearest": Variant(optimizer=_MOMENTS | _TEXT, nearest=True),
+}
+_FIRST_WEIGHTS = (0, 1000, 1001)  # streams of random numbers; 0 is train_step's own
+_SLOWER = 30
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
   parser.add_argument("--config", default="experiments/demo.py")
-  parser.add_argument("--steps", type=int, default=1300)
+  parser.add_argument("--steps", type=int, default=600)
   parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/learning_curves"))
   parser.add_argument("--docs", type=pathlib.Path, default=pathlib.Path("docs"))
   options = parser.parse_args()
@@ -72,13 +75,29 @@ def main() -> None:
     evaluation=dataclasses.replace(config.evaluation, every_steps=0),
     checkpoint=config_lib.Checkpoint(every_steps=options.steps, keep=1),
   )
-  runs = {name: run(config, v, options.workdir / _folder(name)) for name, v in VARIANTS.items()}
+  slow = dataclasses.replace(
+    config.optimizer, learning_rate=config.optimizer.learning_rate / _SLOWER
+  )
+  runs = {
+    name: [
+      run(config, v, stream, options.workdir / f"{_folder(name)}_{stream}")
+      for stream in _FIRST_WEIGHTS
+    ]
+    for name, v in VARIANTS.items()
+  }
+  slow_config = dataclasses.replace(config, optimizer=slow)
+  slow_runs = {
+    name: run(slow_config, v, 0, options.workdir / f"{_folder(name)}_slow")
+    for name, v in SLOW.items()
+  }
   found = {
     "experiment": options.config,
     "steps": config.steps,
     "pairs a step": config.data.batch_pairs,
+    "learning rates": [config.optimizer.learning_rate, slow.learning_rate],
     "machine": summary.machine(),
-    "runs": compare(runs, config.optimizer.warmup_steps),
+    "runs": compare(runs),
+    "slow": {name: _slow(slow_runs[_BASE], one) for name, one in slow_runs.items()},
   }
   path = options.docs / "learning_curves.md"
   metrics.write_atomically(path.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
@@ -90,7 +109,9 @@ def _folder(name: str) -> str:
   return name.replace(",", "").replace(" ", "_")
 
 
-def run(config: config_lib.Config, variant: Variant, workdir: pathlib.Path) -> dict[str, Any]:
+def run(
+  config: config_lib.Config, variant: Variant, first_weights: int, workdir: pathlib.Path
+) -> dict[str, Any]:
   """Trains and evaluates one variant: the loss of every step, and the figures at the end."""
   config = dataclasses.replace(
     config,
@@ -98,8 +119,7 @@ def run(config: config_lib.Config, variant: Variant, workdir: pathlib.Path) -> d
     optimizer=dataclasses.replace(config.optimizer, **variant.optimizer),
   )
   with contextlib.ExitStack() as stack:
-    if variant.weights_stream:
-      stack.enter_context(mock.patch.object(train_step, "_WEIGHTS", variant.weights_stream))
+    stack.enter_context(mock.patch.object(train_step, "_WEIGHTS", first_weights))
     if variant.nearest:
       stack.enter_context(mock.patch.object(rounding, "_rounded", _nearest))
     train.train(config, workdir, rich.console.Console())
@@ -113,27 +133,28 @@ def _nearest(x: jax.Array, noise: jax.Array) -> jax.Array:
   return x.astype(jnp.bfloat16)
 
 
-def compare(runs: dict[str, dict[str, Any]], warmup_steps: int) -> dict[str, dict[str, Any]]:
-  """For each run: its figures, and how far its smoothed loss is from the first run's at most.
-
-  Steps of the warm-up do not count: the loss falls so fast there that a step's delay is a distance.
-  """
-  smooth = {name: smoothed(found["losses"]) for name, found in runs.items()}
+def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+  """Of each variant the figures from each set of first weights, and the mean of its curves."""
   out = {}
-  for name, found in runs.items():
-    losses, distances = found["losses"], np.abs(smooth[name] - smooth[_BASE])[warmup_steps:]
-    out[name] = {
-      "last loss": losses[-1],
-      "mean loss of the last tenth": float(np.mean(losses[-(len(losses) // 10) :])),
-      "greatest distance": float(distances.max()),
-      "mean distance": float(distances.mean()),
-      "figures": found["figures"],
-      "smoothed loss": {
-        "steps": list(range(_SMOOTH, len(losses) + 1, 10)),
-        "values": [round(float(value), 4) for value in smooth[name][::10]],
-      },
+  for name, all_of_it in runs.items():
+    row: dict[str, Any] = {"loss": [_last_tenth(one) for one in all_of_it]}
+    for task in all_of_it[0]["figures"]:
+      row[task] = [one["figures"][task] for one in all_of_it]
+    smooth = np.mean([smoothed(one["losses"]) for one in all_of_it], axis=0)
+    out[name] = row | {
+      "steps": list(range(_SMOOTH, len(all_of_it[0]["losses"]) + 1, 10)),
+      "smoothed loss": [round(float(value), 4) for value in smooth[::10]],
     }
   return out
+
+
+def _last_tenth(one: dict[str, Any]) -> float:
+  return float(np.mean(one["losses"][-(len(one["losses"]) // 10) :]))
+
+
+def _slow(base: dict[str, Any], one: dict[str, Any]) -> dict[str, float]:
+  distance = np.abs(smoothed(one["losses"]) - smoothed(base["losses"]))
+  return {"loss": _last_tenth(one), "greatest distance": float(distance.max())}
 
 
 def smoothed(losses: Sequence[float]) -> np.ndarray:
@@ -143,58 +164,81 @@ def smoothed(losses: Sequence[float]) -> np.ndarray:
 
 def page(found: dict[str, Any]) -> str:
   """docs/learning_curves.md."""
-  runs, machine = found["runs"], found["machine"]
-  tasks = list(runs[_BASE]["figures"])
-  names = [task.removeprefix("eval/").removesuffix("/top1") for task in tasks]
-  heads = ["run", "last loss", "last tenth", *(f"{n}, top-1" for n in names), "distance", "mean"]
+  runs, machine, (rate, slow_rate) = found["runs"], found["machine"], found["learning rates"]
+  keys = [key for key in runs[_BASE] if key not in ("steps", "smoothed loss")]
+  names = [key.removeprefix("eval/").removesuffix("/top1") for key in keys[1:]]
   lines = [
     "# What the savings of memory do to learning",
     "",
-    f"`{found['experiment']}` for {found['steps']:,} steps of {found['pairs a step']} pairs, once "
-    "for each row, all on the same batches. Written by `python tools/bench/learning_curves.py` on "
+    f"`{found['experiment']}` for {found['steps']:,} steps of {found['pairs a step']} pairs at a "
+    f"learning rate of {rate:g}, from {len(_FIRST_WEIGHTS)} sets of first weights for each row, "
+    "all on the same batches. Written by `python tools/bench/learning_curves.py` on "
     f"{machine['processor']} ({machine['device']}, jax {machine['jax']}).",
     "",
-    "Last loss: of the last step. Last tenth: the mean over the last tenth of the steps. Distance: "
-    f"the greatest, and the mean, between this run's loss and the float32 run's, each a running "
-    f"mean over {_SMOOTH} steps, after the warm-up. The second and third rows are the measure: "
-    "nothing changed but the random first weights.",
+    "Loss: the mean over the last tenth of the steps. Behind each figure, how far it is from that "
+    "of float32 from the same first weights: mean and standard error of the differences. What "
+    "chance alone does stands in the first row: the standard deviation between first weights.",
     "",
-    "| " + " | ".join(heads) + " |",
-    "| --- " + "| ---: " * (len(heads) - 1) + "|",
+    "| run | loss | " + " | ".join(f"{name}, top-1" for name in names) + " |",
+    "| --- " + "| ---: " * len(keys) + "|",
   ]
   for name, row in runs.items():
-    values = [f"{row['last loss']:.4f}", f"{row['mean loss of the last tenth']:.4f}"]
-    values += [f"{row['figures'][task]:.1%}" for task in tasks]
-    values += [f"{row['greatest distance']:.4f}", f"{row['mean distance']:.4f}"]
-    lines.append("| " + " | ".join([name, *values]) + " |")
-  lines += ["", *_reading(runs)]
-  lines += ["", "![The smoothed loss of each run over steps](learning_curves.svg)", ""]
-  return "\n".join(lines)
+    cells = [_cell(name, key, row[key], runs[_BASE][key]) for key in keys]
+    lines.append("| " + " | ".join([name, *cells]) + " |")
+  lines += ["", f"- more than two standard errors from float32: {_outside(runs, keys)}", ""]
+  lines += ["![The smoothed losses, means over first weights](learning_curves.svg)", ""]
+  lines += [
+    "## Why the rounding is stochastic",
+    "",
+    f"The same at a learning rate of {slow_rate:.2g}, where most updates are less than half of a "
+    "bfloat16's last place, once each. Distance: the greatest between the running means over "
+    f"{_SMOOTH} steps of this run's loss and of float32's.",
+    "",
+    "| run | loss | distance |",
+    "| --- | ---: | ---: |",
+  ]
+  for name, row in found["slow"].items():
+    lines.append(f"| {name} | {row['loss']:.4f} | {row['greatest distance']:.4f} |")
+  return "\n".join([*lines, ""])
 
 
-def _reading(runs: dict[str, dict[str, Any]]) -> list[str]:
-  """Which runs are outside what the float32 ones, of several first weights, span."""
-  chance = [row for name, row in runs.items() if name.startswith(_BASE)]
-  out = []
-  for key in ("mean loss of the last tenth", "mean distance", "greatest distance"):
-    low, high = min(row[key] for row in chance), max(row[key] for row in chance)
-    outside = [f"{name} ({row[key]:.4f})" for name, row in runs.items() if row[key] > high]
-    out.append(f"- {key}, float32: {low:.4f} to {high:.4f}; above: {', '.join(outside) or 'none'}")
-  return out
+def _difference(values: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
+  """Mean of the differences, and its standard error."""
+  differences = np.subtract(values, base)
+  return float(differences.mean()), float(differences.std(ddof=1) / len(differences) ** 0.5)
+
+
+def _cell(name: str, key: str, values: list[float], base: list[float]) -> str:
+  loss = key == "loss"
+  show = (lambda x: f"{x:.4f}") if loss else (lambda x: f"{x:.1%}")
+  if name == _BASE:
+    return f"{show(np.mean(values))} (chance {show(np.std(values, ddof=1))})"
+  mean, error = _difference(values, base)
+  sign = "+" if mean >= 0 else "-"
+  return f"{show(np.mean(values))} ({sign}{show(abs(mean))} +- {show(error)})"
+
+
+def _outside(runs: dict[str, dict[str, Any]], keys: Sequence[str]) -> str:
+  found = []
+  for name in list(runs)[1:]:
+    for key in keys:
+      mean, error = _difference(runs[name][key], runs[_BASE][key])
+      if abs(mean) > 2 * error:
+        found.append(f"{name} ({key})")
+  return ", ".join(found) or "none"
 
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 760, 260, 60, 34, 60
 _COLOURS = (
-  "#000000", "#888888", "#bbbbbb", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7",
-  "#7a5195",
+  "#000000", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#cc79a7",
 )  # fmt: skip
 
 
 def drawing(runs: dict[str, dict[str, Any]]) -> str:
-  """Two panels: the smoothed losses, and their differences from the first run's. SVG."""
-  base = np.array(runs[_BASE]["smoothed loss"]["values"])
-  steps = np.array(runs[_BASE]["smoothed loss"]["steps"])
-  values = {name: np.array(row["smoothed loss"]["values"]) for name, row in runs.items()}
+  """Two panels: the smoothed losses, and their differences from float32's. SVG."""
+  base = np.array(runs[_BASE]["smoothed loss"])
+  steps = np.array(runs[_BASE]["steps"])
+  values = {name: np.array(row["smoothed loss"]) for name, row in runs.items()}
   differences = {name: y - base for name, y in values.items()}
   height = 2 * (_HEIGHT + _GAP) + 20 * len(runs) + _TOP
   body = _panel("Loss, running mean", steps, values, _TOP)
