@@ -34,7 +34,7 @@ types: $(VENV)/test-installed ## mypy
 	$(BIN)/mypy
 
 tests: $(VENV)/test-installed ## pytest
-	$(BIN)/python -m pytest --ignore tests/interop
+	$(BIN)/python -m pytest --ignore tests/interop --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-interop: $(VENV)/interop-installed ## weights in and out, and training, against the originals (3 minutes)
 	$(BIN)/python -m pytest --capture no tests/interop

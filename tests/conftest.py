@@ -1,10 +1,15 @@
-"""Strict switches for all tests: 8 virtual CPU devices, no implicit rank promotion."""
+"""Strict switches for all tests: 8 virtual CPU devices, no implicit rank promotion.
+
+LLVM optimises nothing here: most of a test's time is the compilation of a program that runs once.
+"""
 
 import importlib.util
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+  "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 
 import jax  # after the switches above
 

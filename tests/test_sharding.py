@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from clip_jax import config as c
 from clip_jax import sharding
 from clip_jax.models import clip, presets
+from clip_jax.models.text import TextTransformer
 
 
 def test_an_indivisible_batch_is_refused_with_the_remedy():
@@ -41,6 +42,10 @@ def _weights(config: c.Model):
   image = jnp.zeros((1, config.image.resolution, config.image.resolution, 3))
   tokens = jnp.zeros((1, config.text.context_length), jnp.int32)
   return jax.eval_shape(clip.CLIP(config).init, jax.random.key(0), image, tokens)
+
+
+def _where(tree):
+  return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
 def _mesh(**axes):
@@ -117,11 +122,29 @@ def test_tensor_parallelism_splits_heads_and_mlps():
   }
 
 
+def test_tokens_are_looked_up_where_their_rows_are():
+  """Weights are gathered and gradients summed; no embedding goes to another device."""
+  text = c.Text(context_length=6, vocab_size=40, width=16, layers=1, heads=2)
+  mesh = _mesh(fsdp=2, tensor=2)
+  encoder = TextTransformer(text, "gelu", jnp.dtype("float32"))
+  tokens = jax.ShapeDtypeStruct((32, 6), jnp.int32, sharding=sharding.batch_sharding(mesh))
+  variables = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 6), jnp.int32))
+
+  def total(variables, tokens):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return encoder.apply(variables, tokens).sum()
+
+  gradient = jax.jit(jax.grad(total), out_shardings=_where(sharding.place(variables, mesh)))
+  compiled = gradient.lower(sharding.place(variables, mesh), tokens).compile().as_text()
+  assert "all-gather(" in compiled
+  assert "collective-permute(" not in compiled
+  assert "all-to-all(" not in compiled
+
+
 def test_moments_lie_as_their_weights():
   params, mesh = _weights(presets.RN50)["params"], _mesh(fsdp=4, tensor=2)
   moments = sharding.place(optax.adamw(1e-3).init(params), mesh)[0].mu
-  where = lambda tree: jax.tree.map(lambda leaf: leaf.sharding, tree)  # noqa: E731
-  assert where(moments) == where(sharding.place(params, mesh))
+  assert _where(moments) == _where(sharding.place(params, mesh))
 
 
 def test_indivisible_weights_are_told_with_the_remedy():

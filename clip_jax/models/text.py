@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from clip_jax import config as config_lib
+from clip_jax import sharding
 from clip_jax.models import transformer
 
 
@@ -58,7 +59,11 @@ class TextTransformer(nn.Module):
       residual_dtype=self.residual_dtype,
       name="transformer",
     )
-    x_BLD = blocks(embed(tokens_BL) + position_LD[None])
+    # The table comes to the tokens: a lookup in a table of which each device has some columns would
+    # give all devices every token's few, which then had to be put together.
+    table_VD = sharding.constrain(embed.embedding, None, None)
+    x_BLD = sharding.constrain(jnp.take(table_VD, tokens_BL, axis=0), "batch", None, None)
+    x_BLD = blocks(x_BLD + position_LD[None])
     if siglip:
       x_BD = x_BLD[:, -1]
     else:
