@@ -1,90 +1,17 @@
-"""The launch tools, with stand-ins for gcloud, kubectl and sbatch that keep what they were told."""
+"""A run on a TPU slice, with a stand-in for gcloud."""
 
-import json
-import os
-import pathlib
-import shlex
 import signal
-import subprocess
 import sys
 
 import pytest
-import yaml
+from stand_ins import BUSY, NO_NETWORK, NONE, ONCE, Cloud, nothing_there_then_active, tpu
 
-from clip_jax import preflight
-from tools import launch_gke, launch_slurm, launch_tpu
-
-ROOT = pathlib.Path(__file__).parents[1]
-
-# Answers by the first rule whose words all stand in the command; each rule is used `times` times.
-STAND_IN = """#!{python}
-import json, os, pathlib, signal, sys
-folder = pathlib.Path({folder!r})
-name, words = pathlib.Path(sys.argv[0]).name, " ".join(sys.argv[1:])
-with (folder / "calls").open("a") as calls:
-  calls.write(json.dumps([name, *sys.argv[1:]]) + "\\n")
-rules = json.loads((folder / "rules").read_text())
-for rule in rules:
-  if rule["words"] in words and rule["times"]:
-    rule["times"] -= 1
-    (folder / "rules").write_text(json.dumps(rules))
-    if rule["signal"]:
-      os.kill(os.getppid(), rule["signal"])
-      sys.exit(1)
-    print(rule["out"])
-    print(rule["err"], file=sys.stderr)
-    sys.exit(rule["code"])
-"""
-NONE = "ERROR: (gcloud) NOT_FOUND: Resource was not found."
-
-
-class Cloud:
-  def __init__(self, folder):
-    self.folder, self.rules = folder, []
-    (folder / "rules").write_text("[]")
-    for name in ("gcloud", "kubectl", "sbatch", "squeue", "scancel"):
-      program = folder / "bin" / name
-      program.parent.mkdir(exist_ok=True)
-      program.write_text(STAND_IN.format(python=sys.executable, folder=str(folder)))
-      program.chmod(0o755)
-
-  def answers(self, words, out="", err="", code=0, times=1000, signalled=0):
-    self.rules.append(
-      {"words": words, "out": out, "err": err, "code": code, "times": times, "signal": signalled}
-    )
-    (self.folder / "rules").write_text(json.dumps(self.rules))
-
-  def calls(self, program="gcloud"):
-    path = self.folder / "calls"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [shlex.join(c[1:]) for c in map(json.loads, lines) if c[0] == program]
-
-  def verbs(self):
-    """What was done to the slice, in order, without the questions."""
-    names = {"queued-resources create": "create", "queued-resources delete": "delete",
-             "scp": "copy", "setup.sh": "install", "train.sh": "start"}  # fmt: skip
-    found = []
-    for call in self.calls():
-      verb = next((names[key] for key in names if key in call and "tail -n" not in call), None)
-      found += [verb] if verb and not ("copy" in found[-1:] and verb == "copy") else []
-    return found
+from tools import launch_tpu, queued_resource
 
 
 @pytest.fixture
 def cloud(tmp_path, monkeypatch):
-  monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
-  return Cloud(tmp_path)
-
-
-def tpu(*options, train=("--config", "experiments/clip_vit_b16.py")):
-  fixed = ["run", "b16", "--zone", "us-west4-a", "--topology", "v5e:4x4", "--bucket", "mine"]
-  return launch_tpu.main([*fixed, "--poll", "0", *options, "--", *train])
-
-
-def nothing_there_then_active(cloud):
-  cloud.answers("describe", err=NONE, code=1, times=1)
-  cloud.answers("describe", out="WAITING_FOR_RESOURCES", times=2)
-  cloud.answers("describe", out="ACTIVE")
+  return Cloud(tmp_path, monkeypatch)
 
 
 def test_a_run_from_request_to_deletion(cloud, capsys):
@@ -92,7 +19,7 @@ def test_a_run_from_request_to_deletion(cloud, capsys):
   cloud.answers("run.exit; elif", out="running\n0\n0\n0", times=1)
   cloud.answers("run.exit; elif", out="0\n0\n0\n0")
   assert tpu("--spot", "--project", "ours") == 0
-  assert cloud.verbs() == ["create", "copy", "install", "start", "delete"]
+  assert cloud.verbs() == ONCE
   create = next(call for call in cloud.calls() if "create" in call)
   for words in ("v5litepod-16", "v2-alpha-tpuv5-lite", "--spot", "--project=ours", "--node-id=b16"):
     assert words in create
@@ -100,27 +27,6 @@ def test_a_run_from_request_to_deletion(cloud, capsys):
   assert all(f"$ gcloud {call}" in shown for call in cloud.calls())
   start = next(call for call in cloud.calls() if "run.pid" in call and "cat > " in call)
   assert "--config experiments/clip_vit_b16.py --workdir runs/b16" in start
-
-
-def test_the_hosts_scripts_are_shell():
-  for text in (launch_tpu._SETUP, launch_tpu._START, launch_tpu._FOLLOW, launch_tpu._STATE):
-    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
-
-
-def test_the_start_runs_what_it_is_told_and_keeps_the_exit_code(tmp_path):
-  """The very command, in a home folder of its own: quotes survive, a second start does nothing."""
-  (tmp_path / "clip_jax").mkdir()
-  words = [sys.executable, "-c", "import sys; print(sys.argv[1:]); sys.exit(7)", "a[0]=it's"]
-  environment = {**os.environ, "HOME": str(tmp_path)}
-  command = launch_tpu._START.replace("TRAIN", shlex.join(words))
-  subprocess.run(["bash", "-c", command], check=True, env=environment)
-  ask = ["bash", "-c", f"{launch_tpu._FOLLOW}; {launch_tpu._STATE}"]
-  log = subprocess.run(ask, check=True, env=environment, capture_output=True, text=True).stdout
-  assert '["a[0]=it\'s"]' in (tmp_path / "run.log").read_text()
-  while not (tmp_path / "run.exit").exists():
-    pass
-  state = ["bash", "-c", launch_tpu._STATE]
-  assert subprocess.run(state, env=environment, capture_output=True, text=True).stdout == "7\n", log
 
 
 def test_preempted_slices_are_asked_for_again(cloud, capsys):
@@ -132,8 +38,7 @@ def test_preempted_slices_are_asked_for_again(cloud, capsys):
   cloud.answers("describe", out="ACTIVE")
   cloud.answers("run.exit; elif", out="0")
   assert tpu() == 0
-  once = ["create", "copy", "install", "start", "delete"]
-  assert cloud.verbs() == [*once, "create", "delete", *once]
+  assert cloud.verbs() == [*ONCE, "create", "delete", *ONCE]
   assert "was lost: another is asked for (2 of 20)" in capsys.readouterr().err
 
 
@@ -142,7 +47,133 @@ def test_lost_too_often(cloud, capsys):
   cloud.answers("describe", out="FAILED")
   assert tpu("--restarts", "2") == 2
   assert cloud.verbs() == ["create", "delete"] * 3
-  assert "b16 was lost 3 times" in capsys.readouterr().err
+  shown = capsys.readouterr().err
+  assert "b16 stopped or was lost 3 times; the same command goes on" in shown
+
+
+@pytest.mark.parametrize(
+  ("codes", "verdict"),
+  [((0, 0), 0), ((75, 75), 75), ((0, 75), 75), ((75, 2, 75), 2), ((137, 75, 0), 137), ((), 1)],
+)
+def test_the_exit_codes_of_all_hosts_make_one(codes, verdict):
+  assert launch_tpu.verdict(codes) == verdict
+
+
+def test_an_unfinished_run_starts_again_on_the_slice_that_is_there(cloud, capsys):
+  nothing_there_then_active(cloud)
+  cloud.answers("run.exit; elif", out="75\n75\n75\n75", times=2)
+  cloud.answers("run.exit; elif", out="0\n0\n0\n0")
+  assert tpu() == 0
+  assert cloud.verbs() == ["create", "copy", "install", "start", "start", "start", "delete"]
+  shown = capsys.readouterr().err
+  assert "b16 stopped unfinished: training starts again on it (2 of 20)" in shown
+
+
+def test_a_preempted_run_that_saved_goes_on_elsewhere(cloud):
+  cloud.answers("describe", err=NONE, code=1, times=1)
+  cloud.answers("describe", out="ACTIVE", times=1)
+  cloud.answers("run.exit; elif", out="75\n75\n75\n75", times=1)
+  cloud.answers("describe", out="SUSPENDING", times=1)
+  cloud.answers("describe", out="ACTIVE")
+  cloud.answers("run.exit; elif", out="0\n0\n0\n0")
+  assert tpu("--restarts", "1") == 0
+  assert cloud.verbs() == ONCE * 2
+
+
+def test_unfinished_too_often(cloud, capsys):
+  nothing_there_then_active(cloud)
+  cloud.answers("run.exit; elif", out="75")
+  assert tpu("--restarts", "2") == 2
+  assert cloud.verbs() == ["create", "copy", "install", "start", "start", "start", "delete"]
+  assert "the same command goes on from the newest checkpoint" in capsys.readouterr().err
+
+
+def test_a_host_that_never_ends_costs_the_slice(cloud, monkeypatch, capsys):
+  monkeypatch.setattr(launch_tpu, "_LINGERING", 2)
+  nothing_there_then_active(cloud)
+  cloud.answers("run.exit; elif", out="75\nrunning\n75\n75", times=3)
+  cloud.answers("run.exit; elif", out="0\n0\n0\n0")
+  assert tpu() == 0
+  assert cloud.verbs() == ONCE * 2
+  assert "a host neither trains nor ends" in capsys.readouterr().err
+
+
+def test_a_host_that_does_not_answer_any_more_costs_the_slice(cloud, capsys):
+  nothing_there_then_active(cloud)
+  cloud.answers("run.exit; elif", out="75\n75\n75\n75", times=1)
+  cloud.answers("cat > ~/train.sh", times=1)
+  failures = launch_tpu._STEP_TRIES
+  cloud.answers("cat > ~/train.sh", err="ssh: connect: No route to host", code=255, times=failures)
+  cloud.answers("run.exit; elif", err="ssh: connect: No route to host", code=255, times=failures)
+  cloud.answers("run.exit; elif", out="0\n0\n0\n0")
+  assert tpu() == 0
+  first, dead = ["create", "copy", "install", "start"], ["start"] * failures
+  assert cloud.verbs() == [*first, *dead, "delete", *first, "delete", *ONCE]
+  assert "b16 is there, but gcloud compute tpus tpu-vm ssh ... failed" in capsys.readouterr().err
+
+
+def test_a_busy_service_costs_nothing(cloud, capsys):
+  """Neither in the queue, nor when the request or the deletion comes through unanswered."""
+  cloud.answers("describe", err=NONE, code=1, times=1)
+  cloud.answers("create", err=BUSY, code=1, times=1)
+  cloud.answers("create", err="ERROR: (gcloud) ALREADY_EXISTS: Resource b16", code=1)
+  cloud.answers("describe", out="WAITING_FOR_RESOURCES", times=1)
+  cloud.answers("describe", err=BUSY, code=1, times=3)
+  cloud.answers("describe", out="ACTIVE")
+  cloud.answers("run.exit; elif", out="0")
+  cloud.answers("delete", err=BUSY, code=1, times=1)
+  cloud.answers("delete", err=NONE, code=1)
+  assert tpu() == 0
+  assert cloud.verbs() == ["create", *ONCE, "delete"]
+  assert "asked again in 0 s (failure 3)" in capsys.readouterr().err
+
+
+def test_a_dropped_connection_ends_nothing(cloud):
+  """Training goes on, and so does the tool, however often the connection drops."""
+  cloud.answers("describe", err=NONE, code=1, times=1)
+  cloud.answers("describe", out="ACTIVE", times=1)
+  cloud.answers("tail -n", err="client_loop: send disconnect: Broken pipe", code=255)
+  for _ in range(2):
+    cloud.answers("run.exit; elif", err=NO_NETWORK, code=255, times=4)
+    cloud.answers("run.exit; elif", out="running", times=1)
+    cloud.answers("describe", err=NO_NETWORK, code=1, times=2)
+    cloud.answers("describe", out="ACTIVE", times=4)
+  cloud.answers("run.exit; elif", out="0")
+  assert tpu() == 0
+  assert cloud.verbs() == ONCE
+
+
+def test_when_nothing_answers_any_more_it_tells_what_may_cost_money(cloud, capsys):
+  cloud.answers("describe", err=NONE, code=1, times=1)
+  cloud.answers("describe", out="WAITING_FOR_RESOURCES", times=1)
+  cloud.answers("describe", err=NO_NETWORK, code=1)
+  cloud.answers("delete", err=NO_NETWORK, code=1)
+  assert tpu() == 2
+  assert sum("describe" in call for call in cloud.calls()) == 2 + queued_resource._TRIES
+  (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+  assert "out of reach; and b16 MAY STILL BE THERE AND COST MONEY" in line
+  assert "queued-resources delete b16 --zone=us-west4-a --force --quiet" in line
+
+
+@pytest.mark.parametrize(
+  "said", ["PERMISSION_DENIED: no", "Reauthentication failed", "UNAUTHENTICATED"]
+)
+def test_what_asking_again_cannot_help_is_told_at_once(cloud, said):
+  cloud.answers("describe", err=NONE, code=1, times=1)
+  cloud.answers("describe", err=f"ERROR: (gcloud) {said}", code=1)
+  assert tpu() == 2
+  assert [call.split()[3] for call in cloud.calls()] == ["describe", "create", "describe", "delete"]
+
+
+def test_a_silence_of_an_hour_is_waited_out(monkeypatch, capsys):
+  slept = []
+  monkeypatch.setattr(queued_resource.time, "sleep", slept.append)
+  options = launch_tpu._parser().parse_args(["status", "b16", "--zone", "z"])
+  tpu = queued_resource.Slice(options, None)
+  for tries in range(1, queued_resource._TRIES):
+    tpu.pause(tries, "busy")
+  assert slept[:6] == [30, 60, 120, 240, 300, 300]
+  assert sum(slept) > 3600
 
 
 @pytest.mark.parametrize(
@@ -186,17 +217,52 @@ def test_a_failed_training_is_told_and_deleted(cloud, capsys):
   cloud.answers("run.exit; elif", out="75\n2\n75\n75")
   assert tpu() == 2
   assert cloud.verbs()[-1] == "delete"
-  assert "training ended with exit code 75" in capsys.readouterr().err
+  assert "training ended with exit code 2" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_while_waiting_deletes(cloud, capsys, number):
+@pytest.fixture
+def hangup():
+  """SIGHUP is not ignored, though the tests may run under nohup."""
+  before = signal.signal(signal.SIGHUP, lambda *_: None)
+  yield
+  signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_while_waiting_deletes(cloud, capsys, number, hangup):
   cloud.answers("describe", err=NONE, code=1, times=1)
   cloud.answers("describe", signalled=int(number), times=1)
   cloud.answers("describe", out="WAITING_FOR_RESOURCES")
   assert tpu() == 130
   assert cloud.verbs() == ["create", "delete"]
   assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_closed_terminal_deletes(cloud, hangup, monkeypatch):
+  """Nothing can be said any more, and a second SIGHUP comes during the deletion."""
+
+  class Closed:
+    def write(self, text):
+      raise OSError(5, "Input/output error")
+
+    flush = write
+
+  cloud.answers("describe", err=NONE, code=1, times=1)
+  cloud.answers("describe", signalled=int(signal.SIGHUP), times=1)
+  cloud.answers("delete", signalled=int(signal.SIGHUP), times=1)
+  monkeypatch.setattr(sys, "stderr", Closed())
+  assert tpu() == 130
+  assert cloud.verbs() == ["create", "delete", "delete"]
+
+
+def test_under_nohup_a_closed_terminal_changes_nothing(cloud, hangup):
+  signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  cloud.answers("describe", err=NONE, code=1, times=1)
+  cloud.answers("describe", signalled=int(signal.SIGHUP), times=1)
+  cloud.answers("describe", out="ACTIVE")
+  cloud.answers("run.exit; elif", out="0")
+  assert tpu() == 0
+  assert cloud.verbs() == ONCE
 
 
 def test_a_failed_deletion_is_told_with_the_command(cloud, capsys):
@@ -219,11 +285,13 @@ def test_keep_leaves_the_slice_and_tells(cloud, capsys):
   assert "is kept AND COSTS MONEY until: gcloud compute" in capsys.readouterr().err
 
 
-def test_a_slice_that_is_there_is_used(cloud):
+def test_a_slice_that_is_there_is_used(cloud, capsys):
   cloud.answers("describe", out="ACTIVE")
   cloud.answers("run.exit; elif", out="0")
   assert tpu() == 0
   assert cloud.verbs() == ["copy", "install", "start", "delete"]
+  said = "b16 is already there: used as it is, and deleted at the end"
+  assert said in capsys.readouterr().err
 
 
 def test_several_slices(cloud):
@@ -246,116 +314,3 @@ def test_a_dry_run_runs_nothing(cloud, capsys):
   shown = capsys.readouterr().err
   for verb in ("create", "describe", "scp", "setup.sh", "tail -n", "delete b16"):
     assert verb in shown
-
-
-def test_gcloud_missing(monkeypatch, tmp_path, capsys):
-  monkeypatch.setenv("PATH", str(tmp_path))
-  assert tpu() == 2
-  assert "gcloud is not installed here: https://cloud.google.com/sdk" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("generation", ["v4", "v5e", "v5p", "v6e"])
-def test_unknown_topologies_are_refused(generation, capsys):
-  with pytest.raises(SystemExit):
-    tpu("--topology", f"{generation}:3x5")
-  assert preflight.TOPOLOGIES[generation][-1] in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-  ("topology", "hosts", "chips"),
-  [("v5e:4x4", 4, 4), ("v5e:2x4", 1, 8), ("v6e:16x16", 64, 4), ("v5p:2x2x1", 1, 4)],
-)
-def test_the_manifest(cloud, capsys, topology, hosts, chips):
-  fixed = ["apply", "b16", "--topology", topology, "--image", "us/x:1", "--bucket", "mine"]
-  assert launch_gke.main([*fixed, "--slices", "2", "--", "--config", "e.py"]) == 0
-  assert cloud.calls("kubectl") == ["apply --filename -"]
-  found = yaml.safe_load(capsys.readouterr().out)
-  assert (found["apiVersion"], found["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-  (group,) = found["spec"]["replicatedJobs"]
-  job = group["template"]["spec"]
-  assert (group["replicas"], job["parallelism"], job["completions"]) == (2, hosts, hosts)
-  pod = job["template"]["spec"]
-  assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == topology.split(":")[1]
-  (container,) = pod["containers"]
-  assert container["resources"]["limits"] == {"google.com/tpu": chips}
-  assert container["command"] == ["clip-jax", "train", "--config", "e.py", "--workdir", "runs/b16"]
-  names = {volume["name"] for volume in pod["volumes"]}
-  assert {mount["name"] for mount in container["volumeMounts"]} == names
-
-
-def test_a_cluster_without_job_sets(cloud, capsys):
-  cloud.answers("apply", err='error: no matches for kind "JobSet" in version', code=1)
-  fixed = ["apply", "b16", "--topology", "v5e:4x4", "--image", "us/x:1", "--bucket", "mine"]
-  assert launch_gke.main([*fixed, "--", "--config", "e.py"]) == 2
-  assert "jobset.sigs.k8s.io/docs/installation" in capsys.readouterr().err
-
-
-def test_gke_verbs(cloud):
-  for verb in ("status", "logs", "delete"):
-    assert launch_gke.main([verb, "b16"]) == 0
-  assert [call.split()[0] for call in cloud.calls("kubectl")] == ["get", "logs", "delete"]
-
-
-def test_the_batch_script(cloud, capsys, monkeypatch, tmp_path):
-  monkeypatch.setattr(launch_slurm, "ROOT", tmp_path)
-  words = ["submit", "b16", "--nodes", "4", "--gpus", "8", "--partition", "gpu"]
-  assert launch_slurm.main([*words, "--", "--config", "e.py", "--config.name=it's"]) == 0
-  path = tmp_path / "runs" / "b16.sbatch"
-  assert cloud.calls("sbatch") == [str(path)]
-  text = path.read_text()
-  assert text in capsys.readouterr().out
-  subprocess.run(["bash", "-n", str(path)], check=True)
-  for line in ("--nodes=4", "--ntasks-per-node=8", "--gpus-per-node=8", "--partition=gpu",
-               "--requeue", "--signal=TERM@180"):  # fmt: skip
-    assert f"#SBATCH {line}\n" in text
-
-
-@pytest.mark.parametrize(
-  ("code", "results", "requeued"), [(0, False, 1), (0, True, 0), (2, False, 0)]
-)
-def test_the_batch_script_asks_again_until_there_are_results(
-  cloud, monkeypatch, tmp_path, code, results, requeued
-):
-  monkeypatch.setattr(launch_slurm, "ROOT", tmp_path)
-  assert launch_slurm.main(["submit", "b16", "--", "--config", "e.py"]) == 0
-  for name in ("srun", "scontrol"):
-    (tmp_path / "bin" / name).symlink_to(tmp_path / "bin" / "sbatch")
-  (tmp_path / "runs" / "b16").mkdir(parents=True)
-  if results:
-    (tmp_path / "runs" / "b16" / "results.json").write_text("{}")
-  cloud.answers("clip-jax train", code=code)
-  environment = {**os.environ, "SLURM_JOB_ID": "5"}
-  done = subprocess.run(["bash", str(tmp_path / "runs" / "b16.sbatch")], env=environment)
-  assert done.returncode == code
-  assert len(cloud.calls("srun")) == 1
-  assert cloud.calls("scontrol") == ["requeue 5"] * requeued
-
-
-def test_slurm_refusals(cloud, capsys, monkeypatch, tmp_path):
-  monkeypatch.setattr(launch_slurm, "ROOT", tmp_path)
-  cloud.answers("b16.sbatch", err="sbatch: error: invalid partition specified: x", code=1)
-  assert launch_slurm.main(["submit", "b16", "--", "--config", "e.py"]) == 2
-  assert "invalid partition specified: x. See sinfo" in capsys.readouterr().err
-  assert launch_slurm.main(["submit", "../b16", "--", "--config", "e.py"]) == 2
-  for verb in ("status", "cancel"):
-    assert launch_slurm.main([verb, "b16"]) == 0
-  assert cloud.calls("scancel") == ["--me --name=b16"]
-
-
-def _commands_of_the_page():
-  text = (ROOT / "docs" / "tpu_pod.md").read_text().replace("\\\n", " ")
-  return [line for line in text.splitlines() if line.startswith("python tools/launch_")]
-
-
-@pytest.mark.parametrize("line", _commands_of_the_page())
-def test_the_pages_commands_are_understood(line, cloud):
-  _, program, *words = shlex.split(line)
-  words = [word for word in words if word != "--dry-run"]
-  tool = {"tpu": launch_tpu, "gke": launch_gke, "slurm": launch_slurm}[
-    pathlib.Path(program).stem.removeprefix("launch_")
-  ]
-  at = words.index("--") if "--" in words else len(words)
-  assert tool.main([*words[:at], "--dry-run", *words[at:]]) == 0
-  assert cloud.calls() + cloud.calls("kubectl") + cloud.calls("sbatch") == []
-  if "--config" in words:
-    assert (ROOT / words[words.index("--config") + 1]).is_file()

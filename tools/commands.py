@@ -1,46 +1,83 @@
 """Other programs' commands, shown before they run; their errors in one line with the remedy."""
 
+import contextlib
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
-# What a program said -> what to do. The first pattern that is found counts.
+UNFINISHED = 75  # exit code of `clip-jax train`: stopped, and the same command goes on; 0: finished
+
+# What a program said -> what to do, and whether asking again may help ("passing"), cannot
+# ("final"), or nobody knows (""). The first pattern that is found counts.
 _REMEDIES = (
   (
+    r"gke-gcloud-auth-plugin|getting credentials: exec",
+    "kubectl cannot log in: gcloud components install gke-gcloud-auth-plugin, then gcloud "
+    "container clusters get-credentials CLUSTER",
+    "final",
+  ),
+  # Before the credentials: without a network gcloud advises to log in again.
+  (
+    r"Max retries exceeded|Failed to (?:establish|resolve)|name resolution|timed? ?out"
+    r"|unable to find the server|connection (?:reset|aborted|refused|closed)"
+    r"|connection to the server \S+ was refused|Unable to connect|no such host"
+    r"|UNAVAILABLE|DEADLINE_EXCEEDED|\b50[0234]\b",
+    "the network, the service or the cluster is out of reach",
+    "passing",
+  ),
+  (
     r"active account|reauthentica|invalid_grant|invalid authentication|could not load the default"
-    r"|credentials",
+    r"|credentials|must be logged in|Unauthorized|UNAUTHENTICATED",
     "no valid credentials: gcloud auth login (and, for kubectl, gcloud container clusters "
     "get-credentials CLUSTER)",
+    "final",
   ),
   (
     r"has not been used in project|it is disabled|SERVICE_DISABLED",
     "the API is off: gcloud services enable tpu.googleapis.com",
+    "final",
   ),
   (
     r"quota",
     "the project's quota is too small: ask for more of this chip in this zone at "
     "https://console.cloud.google.com/iam-admin/quotas (service: Cloud TPU API), or take a smaller "
     "--topology",
+    "",
   ),
   (
     r"no more capacity|stockout|resources? (?:pool )?exhausted|insufficient capacity",
     "the zone has none left: another --zone, --spot, or later",
+    "",
   ),
-  (r"PERMISSION_DENIED|does not have permission|Forbidden", "this account may not do that"),
   (
-    r"no matches for kind \"JobSet\"",
-    "the cluster has no JobSet: see https://jobset.sigs.k8s.io/docs/installation/",
+    r"PERMISSION_DENIED|does not have permission|Forbidden",
+    "this account may not do that: its administrator grants roles/tpu.admin (slices) or "
+    "roles/container.developer (clusters)",
+    "final",
   ),
-  (r"Unable to connect|connection refused|no such host", "the cluster or network is out of reach"),
-  (r"(?:zone|location)\S* .*not found|Invalid value.*(?:zone|location)", "is the --zone right?"),
-  (r"Invalid (?:account|partition|qos)|invalid partition", "see sinfo and sacctmgr show assoc"),
+  (
+    r"no matches for kind \"JobSet\"|unknown field \"spec.failurePolicy",
+    "the cluster has no JobSet of 0.6 or later: see https://jobset.sigs.k8s.io/docs/installation/",
+    "final",
+  ),
+  (
+    r"(?:zone|location)\S* .*not found|Invalid value.*(?:zone|location)",
+    "is the --zone right?",
+    "final",
+  ),
+  (r"INVALID_ARGUMENT|unrecognized arguments", "the command is shown above", "final"),
+  (r"Invalid (?:account|partition|qos)|invalid partition", "see sinfo and sacctmgr show assoc", ""),
 )
+_SLURM = "run this on a Slurm login node"
 _INSTALL = {
   "gcloud": "https://cloud.google.com/sdk/docs/install",
   "kubectl": "gcloud components install kubectl",
-  "sbatch": "run this on a Slurm login node",
+  "git": "apt-get install git",
+  "sbatch": _SLURM,
+  "squeue": _SLURM,
+  "scancel": _SLURM,
 }
 
 
@@ -49,12 +86,18 @@ class LaunchError(RuntimeError):
 
 
 class CommandFailed(LaunchError):
-  """A command that ended with an error. `said`: all that it printed."""
+  """A command that ended with an error.
+
+  Attributes: `said`, all that it printed; `passing`, the network or the service did not answer;
+  `final`, asking again cannot help (credentials, permissions, a wrong argument).
+  """
 
   def __init__(self, command: Sequence[str], code: int, said: str):
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     telling = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "")
-    remedy = next((r for pattern, r in _REMEDIES if re.search(pattern, said, re.IGNORECASE)), "")
+    remedy, kind = next(
+      (row[1:] for row in _REMEDIES if re.search(row[0], said, re.IGNORECASE)), ("", "")
+    )
     words = " ".join(command[:5])
     super().__init__(
       f"{words} ... failed (exit code {code})"
@@ -62,6 +105,7 @@ class CommandFailed(LaunchError):
       + (f". {remedy[0].upper()}{remedy[1:]}" if remedy else "")
     )
     self.said = said
+    self.passing, self.final = kind == "passing", kind == "final"
 
 
 class Shell:
@@ -77,7 +121,7 @@ class Shell:
       the terminal as it comes, and is not returned.
     Raises: LaunchError when it is not installed; CommandFailed.
     """
-    print(f"$ {shlex.join(command)}", file=sys.stderr, flush=True)
+    say(f"$ {shlex.join(command)}")
     if self.dry_run:
       return pretend
     pipe = None if follow else subprocess.PIPE
@@ -92,14 +136,9 @@ class Shell:
 
 
 def say(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)
-
-
-def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-  """What stands before `--` and after it."""
-  words = list(arguments)
-  at = words.index("--") if "--" in words else len(words)
-  return words[:at], words[at + 1 :]
+  """To standard error, if it is still there: what must be deleted is, also without a terminal."""
+  with contextlib.suppress(OSError):
+    print(text, file=sys.stderr, flush=True)
 
 
 def exit_code(work: Callable[[], None]) -> int:

@@ -6,15 +6,17 @@ python tools/launch_gke.py apply NAME --topology v5e:4x4 --image IMAGE --bucket 
 `apply` writes the manifest to standard output and hands it to kubectl; `status`, `logs` (of the
 first host) and `delete` do what they say. --dry-run shows the manifest and the commands and runs
 none. IMAGE holds this project (see the Dockerfile). The bucket is mounted as the project's data/
-and runs/ (Cloud Storage FUSE); the run's workdir is gs://BUCKET/runs/NAME. A host that dies makes
-all stop, and the JobSet starts them again from the newest checkpoint, --restarts times.
+and runs/ (Cloud Storage FUSE); the run's workdir is gs://BUCKET/runs/NAME. A host that dies or is
+preempted makes all stop, and the JobSet starts them again from the newest checkpoint, --restarts
+times; an error that repeating will not cure ends it at once. It wants JobSet 0.6 or later.
 
 GKE tells each host its place in the slice, and JAX reads it: no coordinator is named here. XPK
 (github.com/AI-Hypercomputer/xpk) does the same for clusters that it made itself: `xpk workload
 create --tpu-type v5litepod-16 --docker-image IMAGE --command "clip-jax train ..."`.
 
 Sources: cloud.google.com/kubernetes-engine/docs, "Deploy TPU Multislices in GKE", "Mount Cloud
-Storage buckets"; jobset.sigs.k8s.io.
+Storage buckets"; jobset.sigs.k8s.io, "Failure Policy"; kubernetes.io/docs/concepts/workloads/
+controllers/job, "Pod failure policy".
 """
 
 import argparse
@@ -28,9 +30,11 @@ import yaml
 
 if __package__ in (None, ""):
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from tools.commands import Shell, exit_code, split
+from tools.arguments import bucket_name, config_file, number, resource_name, split
+from tools.commands import Shell, exit_code
 from tools.launch_tpu import topology
 
+ROOT = pathlib.Path(__file__).parents[1]
 _ACCELERATORS = {
   "v4": "tpu-v4-podslice",
   "v5e": "tpu-v5-lite-podslice",
@@ -87,10 +91,15 @@ def manifest(options: argparse.Namespace) -> dict[str, Any]:
       {"name": "memory", "emptyDir": {"medium": "Memory"}},
     ],
   }
+  # Not cured by repeating: clip-jax's errors (2), Python's own (1), no such program (126 to 128).
+  # Older JobSets refuse a rule without the empty list of conditions.
+  error = {"containerName": "train", "operator": "In", "values": [1, 2, 126, 127, 128]}
+  failed = {"action": "FailJob", "onExitCodes": error, "onPodConditions": []}
   job = {
     "parallelism": count,
     "completions": count,
-    "backoffLimit": 0,
+    "backoffLimit": 0,  # one host that stops, for whatever reason, ends the job
+    "podFailurePolicy": {"rules": [failed]},
     "template": {"metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}}, "spec": pod},
   }
   return {
@@ -103,7 +112,13 @@ def manifest(options: argparse.Namespace) -> dict[str, Any]:
       },
     },
     "spec": {
-      "failurePolicy": {"maxRestarts": options.restarts},
+      "failurePolicy": {
+        "maxRestarts": options.restarts,
+        # Jobs that failed in another way are restarted: exit code 75, a lost node.
+        "rules": [
+          {"name": "error", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+        ],
+      },
       "replicatedJobs": [{"name": "slice", "replicas": options.slices, "template": {"spec": job}}],
     },
   }
@@ -111,6 +126,7 @@ def manifest(options: argparse.Namespace) -> dict[str, Any]:
 
 def apply(options: argparse.Namespace, shell: Shell) -> None:
   """Raises: LaunchError. kubectl creates the JobSet whole or not at all."""
+  config_file(options.train, ROOT)  # the image is made from this project
   text = yaml.safe_dump(manifest(options), sort_keys=False)
   print(text)
   shell.run("kubectl", "apply", "--filename", "-", text=text)
@@ -125,20 +141,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("verb", choices=("apply", "status", "logs", "delete"))
-  parser.add_argument("name", help="of the JobSet and the run")
+  parser.add_argument("name", type=resource_name, help="of the JobSet and the run")
   parser.add_argument("--topology", type=topology, help="as v5e:4x4")
-  parser.add_argument("--slices", type=int, default=1, metavar="N")
+  parser.add_argument("--slices", type=number(int, 1), default=1, metavar="N")
   parser.add_argument("--image", help="with this project in /work")
-  parser.add_argument("--bucket", help="name of the bucket, without gs://")
+  parser.add_argument("--bucket", type=bucket_name, help="its name, with or without gs://")
   parser.add_argument("--service-account", default="default", help="that may use the bucket")
   parser.add_argument("--spot", action="store_true", help="a node pool of Spot machines")
-  parser.add_argument("--restarts", type=int, default=20, metavar="N", help="after failures (20)")
+  count = number(int, 0)
+  parser.add_argument("--restarts", type=count, default=20, metavar="N", help="at most (20)")
   parser.add_argument("--dry-run", action="store_true", help="show all, run nothing")
   options = parser.parse_args(own)
   options.train = rest
-  ready = options.topology and options.image and options.bucket and "--config" in rest
-  if options.verb == "apply" and not ready:
-    parser.error("apply wants --topology, --image, --bucket and, after --, --config FILE")
+  if options.verb == "apply" and not (options.topology and options.image and options.bucket):
+    parser.error("apply wants --topology, --image and --bucket")
   shell = Shell(options.dry_run)
   label = f"jobset.sigs.k8s.io/jobset-name={options.name}"
   first = f"{label},batch.kubernetes.io/job-completion-index=0"

@@ -5,8 +5,8 @@ python tools/launch_slurm.py submit NAME --nodes 4 --gpus 8 --time 24:00:00 \\
 
 `submit` writes runs/NAME.sbatch and hands it to sbatch: one process a GPU, which find each other by
 what Slurm tells them. Before the time is up, and on preemption, Slurm sends SIGTERM: all save, and
-the job goes back into the queue until the run has its results. `status`, `logs` and `cancel` do
-what they say. --dry-run shows the script and the commands and runs none.
+the job goes back into the queue until the run is finished. `status`, `logs` and `cancel` do what
+they say. --dry-run shows the script and the commands and runs none.
 
 The project must lie on a file system that all nodes share. Source: slurm.schedmd.com, sbatch and
 srun; jax.distributed.initialize, "Slurm".
@@ -22,15 +22,22 @@ from collections.abc import Sequence
 if __package__ in (None, ""):
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from clip_jax import metrics
-from tools.commands import LaunchError, Shell, exit_code, split
+from tools.arguments import config_file, number, split
+from tools.commands import UNFINISHED, Shell, exit_code
 
 ROOT = pathlib.Path(__file__).parents[1]
+# srun returns the highest exit code, so an error's must be higher than UNFINISHED. The shell gets
+# the signals too, and must live until training has saved.
+_TASK = (
+  f'trap : TERM; "$@"; code=$?; [ $code = 0 ] || [ $code -ge {UNFINISHED} ] || code=100; exit $code'
+)
 
 
 def script(options: argparse.Namespace) -> str:
   """What sbatch is given."""
   workdir = f"runs/{options.name}"
-  train = shlex.join([".venv/bin/clip-jax", "train", *options.train, "--workdir", workdir])
+  words = [".venv/bin/clip-jax", "train", *options.train, "--workdir", workdir]
+  task = shlex.join(["bash", "-c", _TASK, "task", *words])
   lines = [
     "#!/bin/bash",
     f"#SBATCH --job-name={options.name}",
@@ -47,10 +54,11 @@ def script(options: argparse.Namespace) -> str:
       if (value := getattr(options, name))],
     "",
     f"cd {shlex.quote(str(ROOT))}",
-    f"srun --kill-on-bad-exit=1 {train}",
+    # The first that has saved must not kill the rest; one that hangs must not hold the nodes.
+    f"srun --kill-on-bad-exit=0 --wait=600 {task}",
     "code=$?",
-    f"if [ $code = 0 ] && [ ! -f {workdir}/results.json ]; then",
-    '  scontrol requeue "$SLURM_JOB_ID"  # stopped and saved, not finished',
+    f"if [ $code = {UNFINISHED} ]; then",
+    '  scontrol requeue "$SLURM_JOB_ID"',
     "fi",
     "exit $code",
     "",
@@ -60,6 +68,7 @@ def script(options: argparse.Namespace) -> str:
 
 def submit(options: argparse.Namespace, shell: Shell) -> None:
   """Raises: LaunchError."""
+  config_file(options.train, ROOT)
   text, path = script(options), ROOT / "runs" / f"{options.name}.sbatch"
   print(text)
   if not options.dry_run:
@@ -77,21 +86,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("verb", choices=("submit", "status", "logs", "cancel"))
-  parser.add_argument("name", help="of the job and the run: letters, digits, - and _")
-  parser.add_argument("--nodes", type=int, default=1, metavar="N")
-  parser.add_argument("--gpus", type=int, default=8, metavar="N", help="a node (8)")
-  parser.add_argument("--cpus", type=int, default=12, metavar="N", help="a GPU (12)")
+  count = number(int, 1)
+  parser.add_argument("name", type=_name, help="of the job and the run: letters, digits, - and _")
+  parser.add_argument("--nodes", type=count, default=1, metavar="N")
+  parser.add_argument("--gpus", type=count, default=8, metavar="N", help="a node (8)")
+  parser.add_argument("--cpus", type=count, default=12, metavar="N", help="a GPU (12)")
   parser.add_argument("--time", default="24:00:00", help="limit of one start (24:00:00)")
   parser.add_argument("--partition", default="")
   parser.add_argument("--account", default="")
   parser.add_argument("--dry-run", action="store_true", help="show all, run nothing")
   options = parser.parse_args(own)
   options.train = rest
-  if options.verb == "submit" and "--config" not in rest:
-    parser.error("submit wants, after --, --config FILE")
   shell = Shell(options.dry_run)
-  if not re.fullmatch(r"[\w-]+", options.name):
-    return exit_code(lambda: _refuse(options.name))
   if options.verb == "submit":
     return exit_code(lambda: submit(options, shell))
   commands = {
@@ -103,8 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
   return exit_code(lambda: print(shell.run(*command, follow=options.verb == "logs"), end=""))
 
 
-def _refuse(name: str) -> None:
-  raise LaunchError(f"{name!r}: a name has letters, digits, - and _ only")
+def _name(text: str) -> str:
+  if not re.fullmatch(r"[\w-]+", text):
+    raise argparse.ArgumentTypeError(f"{text!r}: want letters, digits, - and _ only")
+  return text
 
 
 if __name__ == "__main__":
