@@ -7,6 +7,7 @@ import types
 import pytest
 
 from clip_jax import preflight
+from tools import preflight_attempts as search
 from tools import preflight_table as tool
 
 GIB = 2**30
@@ -20,14 +21,14 @@ def compiler(monkeypatch, tmp_path):
   def devices(topology):
     kinds = {"v5e": "TPU v5 lite", "v5p": "TPU v5", "v4": "TPU v4", "v6e": "TPU v6 lite"}
     device = types.SimpleNamespace(device_kind=kinds[topology.split(":")[0]])
-    return [device] * tool.chips(topology)
+    return [device] * search.chips(topology)
 
   def report(config, devices):
     asked.append((len(devices), config.model.remat, config.microbatches))
     save = {"tuned": 1, "full": 0.6}[config.model.remat]
     pairs = config.data.batch_pairs / len(devices) / config.microbatches
     used = GIB + memory.per_pair * save * pairs
-    capacity = tool.chips_lib.find(devices[0].device_kind).hbm_bytes
+    capacity = search.chips_lib.find(devices[0].device_kind).hbm_bytes
     if used > capacity:
       raise preflight.DoesNotFit(used, capacity)
     zeros = {f.name: 0 for f in dataclasses.fields(preflight.Report)} | {"collectives": ()}
@@ -36,24 +37,24 @@ def compiler(monkeypatch, tmp_path):
     seconds = {"compute_seconds": 64 / len(devices), "step_seconds": 64 / len(devices)}
     return preflight.Report(**zeros | found | counts | seconds)
 
-  monkeypatch.setattr(tool, "FOLDER", tmp_path)
-  monkeypatch.setattr(tool, "devices", devices)
+  monkeypatch.setattr(search, "FOLDER", tmp_path)
+  monkeypatch.setattr(search, "devices", devices)
   monkeypatch.setattr(preflight, "report", report)
   memory.asked = asked
   return memory
 
 
-@pytest.mark.parametrize("generation", tool.GENERATIONS)
+@pytest.mark.parametrize("generation", search.GENERATIONS)
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.9])
 def test_the_smallest_slice_is_found(compiler, generation, share):
   """`share` of the memory of 256 v5e chips."""
   compiler.per_pair = share * 14.75 * GIB / 128
-  attempts = tool.Attempts("clip_vit_b16")
-  tool.search_one_pass(attempts, generation)
-  found = tool.smallest(tool.Attempts("clip_vit_b16"), generation, parts=False)
+  attempts = search.Attempts("clip_vit_b16")
+  search.search_one_pass(attempts, generation)
+  found = search.smallest(search.Attempts("clip_vit_b16"), generation, parts=False)
   capacity = found["capacity_bytes"]
-  needed = compiler.per_pair * 0.6 * tool.BATCH / (capacity - GIB)
-  shapes = [tool.chips(f"{generation}:{shape}") for shape in tool.SLICES[generation]]
+  needed = compiler.per_pair * 0.6 * search.BATCH / (capacity - GIB)
+  shapes = [search.chips(f"{generation}:{shape}") for shape in search.SLICES[generation]]
   assert found["chips"] == min(chips for chips in shapes if chips >= needed)
   assert len(compiler.asked) <= 7
 
@@ -61,31 +62,46 @@ def test_the_smallest_slice_is_found(compiler, generation, share):
 def test_nothing_is_compiled_twice_and_nothing_lost(compiler):
   compiler.per_pair = GIB / 20
   for _ in range(2):
-    attempts = tool.Attempts("clip_vit_b16")
-    tool.search_one_pass(attempts, "v5e")
-    tool.search_in_parts(attempts, "v5e")
+    attempts = search.Attempts("clip_vit_b16")
+    search.search_one_pass(attempts, "v5e")
+    search.search_in_parts(attempts, "v5e")
   assert len(compiler.asked) == len(set(compiler.asked)) == len(attempts.all)
   assert any(not attempt["fits"] for attempt in attempts.all)
-  found = tool.smallest(attempts, "v5e", parts=True)
+  found = search.smallest(attempts, "v5e", parts=True)
   assert (found["chips"], found["options"].split()[-1]) == (1, "microbatches=256")
+
+
+def test_an_attempt_made_again_takes_the_place_of_the_first(compiler):
+  attempts = search.Attempts("clip_vit_b16")
+  compiler.per_pair = GIB / 20
+  for topology in ("v5e:8x16", "v5e:16x16"):
+    attempts.make(topology, "model.remat=tuned mesh.fsdp=1")
+  compiler.per_pair = GIB / 40
+  words = "model.remat=tuned mesh.fsdp=1"
+  new = search.Attempts("clip_vit_b16").make("v5e:8x16", words, again=True)
+  kept = search.Attempts("clip_vit_b16").all
+  assert [a["topology"] for a in kept] == ["v5e:8x16", "v5e:16x16"]
+  assert kept[0]["peak_bytes"] == new["peak_bytes"] < attempts.all[0]["peak_bytes"]
+  assert ("v5e:8x16", "model.remat=tuned mesh.fsdp=1") in tool.shown("clip_vit_b16")
 
 
 def test_what_fits_nowhere_is_said(compiler):
   compiler.per_pair = 100 * GIB
-  attempts = tool.Attempts("clip_rn50x64")
-  tool.search_one_pass(attempts, "v5e")
-  assert tool.smallest(attempts, "v5e", parts=False) is None
-  tables = list(tool.table(dict.fromkeys(tool.MODELS, attempts), parts=False))
-  assert "| RN50 | v5e | none to 1,024 chips | | | | | | | |" in tables
-  assert "| RN50 | v6e | not measured yet | | | | | | | |" in tables
+  attempts = search.Attempts("clip_rn50x64")
+  search.search_one_pass(attempts, "v5e")
+  assert search.smallest(attempts, "v5e", parts=False) is None
+  tables = list(tool.table(dict.fromkeys(search.MODELS, attempts), parts=False))
+  assert "| RN50 | v5e | none to 1,024 chips | | | | | | | | |" in tables
+  assert "| RN50 | v6e | not measured yet | | | | | | | | |" in tables
 
 
 def test_a_row_by_hand(compiler):
   compiler.per_pair = GIB / 20
-  attempt = tool.Attempts("clip_vit_b16").make("v5e:8x16", "model.remat=tuned mesh.fsdp=1")
+  attempt = search.Attempts("clip_vit_b16").make("v5e:8x16", "model.remat=tuned mesh.fsdp=1")
   # half a second a step: 390,625 / 2 / 3600 hours, on 128 chips
   assert tool.row("B", "v5e", attempt) == (
-    "| B | v5e | 8x16 (128) | 256 x 1 | tuned | 1 | 13.8 of 15.75 | 0.50 (compute) | 54 | 6,944 |"
+    "| B | v5e | 8x16 (128) | 256 x 1 | tuned | 1 | 13.8 of 15.75 | 0.50 | 0.50 (compute) | 54 | "
+    "6,944 |"
   )
 
 
@@ -94,10 +110,10 @@ def test_the_page_is_what_the_reports_say():
 
 
 def test_the_reports_are_of_the_experiments():
-  for path in tool.FOLDER.glob("*.json"):
+  for path in search.FOLDER.glob("*.json"):
     kept = json.loads(path.read_text())
     assert kept["experiment"] == path.stem
-    assert kept["experiment"] in tool.MODELS
+    assert kept["experiment"] in search.MODELS
     for attempt in kept["attempts"]:
-      assert tool.config_of(path.stem, attempt["options"]).name == path.stem
-      assert not attempt["fits"] or attempt["chips"] == tool.chips(attempt["topology"])
+      assert search.config_of(path.stem, attempt["options"]).name == path.stem
+      assert not attempt["fits"] or attempt["chips"] == search.chips(attempt["topology"])
