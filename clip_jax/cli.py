@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import math
 import os
 import pathlib
 import runpy
@@ -254,8 +255,10 @@ def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
 def _preflight(options: argparse.Namespace, overrides: Sequence[str]) -> int:
   import dataclasses
 
-  from clip_jax import preflight, sharding
+  from clip_jax import preflight, preflight_text, remedies, sharding
 
+  if not 0 <= options.price < math.inf:
+    raise UsageError(f"--price {options.price}: dollars a chip-hour, 0 or more")
   config = load_config(options.config, overrides)
   devices = preflight.devices_of(options.topology, options.slices)
   console = rich.console.Console(stderr=True)
@@ -273,20 +276,27 @@ def _preflight(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     tried = []
     parts = len(devices) // sharding.make_mesh(config.mesh, devices).shape["tensor"]
     table.add_row("does not fit", str(error))
-    for words, _, result in preflight.remedies(config, parts, error, measure):
-      if isinstance(result, preflight.DoesNotFit):
-        table.add_row(words, str(result))
-        tried.append({"options": words, "fits": False, "used_bytes": result.used_bytes})
+    for words, _, result in remedies.search(config, parts, error, measure):
+      if isinstance(result, preflight.Report):
+        table.add_row(words, f"fits: {dict(preflight_text.lines(result))['memory a device']}")
+        tried.append({"options": words, "fits": True, **_finite(dataclasses.asdict(result))})
       else:
-        table.add_row(words, f"fits: {dict(preflight.lines(result))['memory a device']}")
-        tried.append({"options": words, "fits": True, **dataclasses.asdict(result)})
+        table.add_row(words, str(result))
+        why = {"why": result} if isinstance(result, str) else {"used_bytes": result.used_bytes}
+        tried.append({"options": words, "fits": False, **why})
     _print(options, table, {"fits": False, "used_bytes": error.used_bytes, "tried": tried})
     return 1
-  for name, value in preflight.lines(found, options.price):
+  for name, value in preflight_text.lines(found, options.price):
     table.add_row(name, value)
   money = {"dollars": found.run_chip_hours * options.price} if options.price else {}
-  _print(options, table, {"fits": True, **dataclasses.asdict(found), **money})
+  _print(options, table, {"fits": True, **_finite({**dataclasses.asdict(found), **money})})
   return 0
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+  """What is not known as null, as JSON has neither nan nor infinity."""
+  known = lambda x: not isinstance(x, float) or math.isfinite(x)  # noqa: E731
+  return {name: x if known(x) else None for name, x in values.items()}
 
 
 _VERBS = {

@@ -19,7 +19,7 @@ from clip_jax.data import tokenizer as tokenizer_lib
 from clip_jax.evaluation import prompts
 from clip_jax.models.clip import CLIP
 
-_CHUNK = 256  # images or texts encoded at a time
+CHUNK = 256  # images or texts encoded at a time
 
 
 class Clip:
@@ -68,7 +68,7 @@ class Clip:
       images = np.asarray(images)
     if resize_on_device:
       self._check_resizable(images)
-      return self._in_chunks(_encode_image, images)
+      return self._in_chunks(image_encoder, images)
     if isinstance(images, np.ndarray) and images.ndim != 4:
       raise ValueError(f"images have shape {images.shape}; an array must be [N, height, width, 3]")
     if isinstance(images, np.ndarray) and images.dtype == np.float32:
@@ -84,7 +84,7 @@ class Clip:
       if not isinstance(images, (Sequence, np.ndarray)) or isinstance(images, (str, bytes)):
         images = [images]
       ready = self._fit(images)
-    return self._in_chunks(_encode_image, ready)
+    return self._in_chunks(image_encoder, ready)
 
   def _check_resizable(self, images: Any) -> None:
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
@@ -121,7 +121,7 @@ class Clip:
       raise ValueError(
         f"tokens must lie in [0, {vocab_size}); were they made by another tokenizer?"
       )
-    return self._in_chunks(_encode_text, tokens_NL)
+    return self._in_chunks(text_encoder, tokens_NL)
 
   def classify(
     self, images: Any, labels: Sequence[str], templates: Sequence[str] = ("{}",)
@@ -153,9 +153,9 @@ class Clip:
   def _in_chunks(self, encode: Any, inputs: np.ndarray) -> np.ndarray:
     """Runs `encode` on padded chunks of a few fixed sizes, so that it compiles a few times only."""
     out = [np.zeros((0, self.config.model.embed_dim), np.float32)]
-    for start in range(0, len(inputs), _CHUNK):
-      chunk = inputs[start : start + _CHUNK]
-      size = min(_CHUNK, 1 << (len(chunk) - 1).bit_length())
+    for start in range(0, len(inputs), CHUNK):
+      chunk = inputs[start : start + CHUNK]
+      size = min(CHUNK, 1 << (len(chunk) - 1).bit_length())
       padded = np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk), axis=0)])
       embeddings_NE = encode(self.config, self._encoder_variables, self._on_devices(padded))
       out.append(np.asarray(embeddings_NE)[: len(chunk)])
@@ -211,7 +211,8 @@ def _together(tree: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode_image(config: config_lib.Config, variables: Any, image_BRR3: jax.Array) -> Any:
+def image_encoder(config: config_lib.Config, variables: Any, image_BRR3: jax.Array) -> Any:
+  """uint8 [B, H, W, 3], or float32 [B, R, R, 3] as preprocessed, -> unit-norm float32 [B, E]."""
   if image_BRR3.dtype == jnp.uint8:
     image_BRR3 = images_lib.fit_on_device(image_BRR3, config.model.image.resolution)
     image_BRR3 = images_lib.normalise(image_BRR3, config.preprocess.mean, config.preprocess.std)
@@ -219,7 +220,8 @@ def _encode_image(config: config_lib.Config, variables: Any, image_BRR3: jax.Arr
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode_text(config: config_lib.Config, variables: Any, tokens_BL: jax.Array) -> Any:
+def text_encoder(config: config_lib.Config, variables: Any, tokens_BL: jax.Array) -> Any:
+  """int32 tokens [B, L] -> unit-norm float32 [B, E]."""
   return CLIP(config.model).apply(_together(variables), tokens_BL, method="encode_text")
 
 

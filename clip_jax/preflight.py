@@ -1,23 +1,24 @@
 """The very step that training would run, compiled for machines that are not here: does it fit, and
-how fast can it be?
+how long does it take?
 
 `libtpu` compiles for any TPU topology on any machine; for GPUs the devices must be present.
 """
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
+import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from clip_jax import chips, program, sharding, train_step
+from clip_jax import chips, collectives, inference, program, sharding, train_step
 from clip_jax import config as config_lib
 from clip_jax.models import clip
 
@@ -44,13 +45,20 @@ class DoesNotFit(PreflightError):
   """The program needs more memory than a device has."""
 
   def __init__(self, used_bytes: float, capacity_bytes: float):
-    super().__init__(f"needs {_gib(used_bytes)} of {_gib(capacity_bytes)} a device")
+    super().__init__(f"needs {gib(used_bytes)} of {gib(capacity_bytes)} a device")
     self.used_bytes, self.capacity_bytes = used_bytes, capacity_bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """One step on one device, unless a name says otherwise. FLOPs, bytes, seconds."""
+  """One step on one device, unless a name says otherwise. FLOPs, bytes, seconds.
+
+  FLOPs and memory are the compiler's own. What moves, and so the times of memory and network, is
+  estimated from the program's text. No step takes less than `compute_seconds` (but for the share of
+  elementwise FLOPs in it, a few in a hundred, which have units of their own). `step_seconds`, and
+  all that follows from it, is an estimate and no bound: bytes may be fewer, waiting is not in it.
+  Of a device that is not in the table of chips the times are nan.
+  """
 
   device_kind: str
   devices: int
@@ -61,15 +69,16 @@ class Report:
   temporary_bytes: int
   peak_bytes: int
   capacity_bytes: float
+  evaluation_bytes: int  # an estimate: see `_evaluation_bytes`
   analytic_flops: float  # matrix products of forward and backward, without recomputation
   compiled_flops: float
   flops_ratio: float  # compiled over analytic: what recomputation and all else cost
   hbm_bytes: int
-  collectives: tuple[program.Collective, ...]
-  compute_seconds: float
+  collectives: tuple[collectives.Collective, ...]
+  compute_seconds: float  # the FLOPs at the chip's peak
   hbm_seconds: float
-  network_seconds: float
-  step_seconds: float  # the largest of the three: no step can be faster
+  network_seconds: float  # the slower of the chips' own links and the network between slices
+  step_seconds: float  # the largest of the three
   pairs_per_second: float
   mfu: float  # analytic FLOPs in that time over the peak
   run_hours: float
@@ -81,6 +90,10 @@ def devices_of(topology: str, slices: int = 1) -> Sequence[Any]:
 
   Raises: PreflightError naming what is known, or what to install.
   """
+  if slices < 1:
+    raise PreflightError(f"--slices {slices}: must be at least 1")
+  if slices > 1 and topology in ("cuda", "cpu"):
+    raise PreflightError(f"--slices {slices}: only TPUs come in slices, not --topology {topology}")
   if topology in ("cuda", "cpu"):
     try:
       return jax.devices("gpu" if topology == "cuda" else "cpu")
@@ -93,7 +106,10 @@ def devices_of(topology: str, slices: int = 1) -> Sequence[Any]:
       f"--topology {topology}: unknown. Known are cuda, and as v5e:16x16 {known}"
     )
   if importlib.util.find_spec("libtpu") is None:
-    raise PreflightError("libtpu is not installed, which compiles for TPUs: make install-tpu")
+    raise PreflightError(
+      "libtpu is not installed, which compiles for TPUs: pip install 'clip-jax-tpu[tpu]' or make "
+      "install-tpu"
+    )
   from jax.experimental import topologies
 
   options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
@@ -125,7 +141,7 @@ def _quiet() -> Iterator[None]:
 def report(config: config_lib.Config, devices: Sequence[Any]) -> Report:
   """Compiles the training step of `config` and reads what it will do.
 
-  Raises: DoesNotFit; ShardingError when mesh or batch do not divide.
+  Raises: DoesNotFit; ShardingError when mesh, weights or batch do not divide; HloError.
   """
   mesh = sharding.make_mesh(config.mesh, devices)
   sharding.check_batch(config.data.batch_pairs, mesh, config.microbatches)
@@ -133,26 +149,19 @@ def report(config: config_lib.Config, devices: Sequence[Any]) -> Report:
   step_program = compiled(_lowered(config, mesh))
   seconds = time.perf_counter() - started
   memory = step_program.memory_analysis()
-  lasting = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-  # The heap's highest point. (`temp_size_in_bytes` is half as much again on a TPU, and the compiler
-  # accepts programs in which that alone is more than the chip has.)
-  peak = memory.peak_memory_in_bytes or lasting + memory.temp_size_in_bytes
+  lasting, peak = _lasting(memory), _peak(memory)
   kind = devices[0].device_kind
-  # a CPU, and a GPU that is not in the table: no roofline, nothing that overflows
-  chip = chips.find(kind) or chips.Chip(kind, *(float("inf"),) * 4)
-  if peak > chip.hbm_bytes:
-    raise DoesNotFit(peak, chip.hbm_bytes)
+  chip = chips.find(kind) or chips.Chip(kind, math.nan, math.inf, math.nan, math.nan)
+  capacity = _limit(devices[0]) or chip.hbm_bytes
+  if peak > capacity:
+    raise DoesNotFit(peak, capacity)
   done = program.work(step_program.as_text())
   flops = (step_program.cost_analysis() or {}).get("flops", 0.0) * done.loops
   pairs = config.data.batch_pairs
   a_pair = clip.training_flops_per_pair(config.model, config.optimizer.lock_image)
   analytic = pairs * a_pair / len(devices)
-  network = sum(c.bytes for c in done.collectives)
-  times = (
-    flops / chip.flops,
-    done.hbm_bytes / chip.hbm_bytes_per_second,
-    network / chip.link_bytes_per_second,
-  )
+  hbm_seconds = done.hbm_bytes / chip.hbm_bytes_per_second
+  times = (flops / chip.flops, hbm_seconds, _network_seconds(done.collectives, chip))
   step = max(times)
   hours, count = config.steps * step / 3600, len(devices) // chip.cores
   return Report(
@@ -164,7 +173,8 @@ def report(config: config_lib.Config, devices: Sequence[Any]) -> Report:
     argument_bytes=memory.argument_size_in_bytes,
     temporary_bytes=peak - lasting,
     peak_bytes=peak,
-    capacity_bytes=chip.hbm_bytes,
+    capacity_bytes=capacity,
+    evaluation_bytes=memory.argument_size_in_bytes + _evaluation_bytes(config, mesh),
     analytic_flops=analytic,
     compiled_flops=flops,
     flops_ratio=flops / analytic,
@@ -174,11 +184,40 @@ def report(config: config_lib.Config, devices: Sequence[Any]) -> Report:
     hbm_seconds=times[1],
     network_seconds=times[2],
     step_seconds=step,
-    pairs_per_second=pairs / step if step else float("inf"),
-    mfu=analytic / chip.flops / step if step else 0.0,
+    pairs_per_second=pairs / step,
+    mfu=analytic / chip.flops / step,
     run_hours=hours,
     run_chip_hours=hours * count,
   )
+
+
+def _lasting(memory: Any) -> int:
+  """Bytes of what a program takes and gives, each once."""
+  given = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  return int(memory.argument_size_in_bytes + given)
+
+
+def _peak(memory: Any) -> int:
+  """The heap's highest point.
+
+  (`temp_size_in_bytes` is half as much again on a TPU, and the compiler accepts programs in which
+  that alone is more than the chip has.)
+  """
+  return int(memory.peak_memory_in_bytes) or _lasting(memory) + memory.temp_size_in_bytes
+
+
+def _limit(device: Any) -> int | None:
+  """What JAX would allocate on a GPU that is here; None for other devices."""
+  stats = device.memory_stats() if device.platform == "gpu" else None
+  return stats.get("bytes_limit") if stats else None
+
+
+def _network_seconds(moved: Sequence[collectives.Collective], chip: chips.Chip) -> float:
+  """Between slices at the chip's rate there, where it is published; the rest at its links'."""
+  between = sum(c.bytes for c in moved if c.kind == collectives.BETWEEN_SLICES)
+  within = sum(c.bytes for c in moved) - between
+  rate = chip.slices_bytes_per_second or math.inf
+  return max(within / chip.link_bytes_per_second, between / rate)
 
 
 def _lowered(config: config_lib.Config, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
@@ -199,10 +238,13 @@ def _lowered(config: config_lib.Config, mesh: jax.sharding.Mesh) -> jax.stages.L
   )
 
 
-def compiled(lowered: jax.stages.Lowered) -> Any:
-  """The program. Raises: DoesNotFit; PreflightError with the compiler's own words."""
+def compiled(lowered: jax.stages.Lowered, options: dict[str, Any] | None = None) -> Any:
+  """The program. Args: options of the compiler.
+
+  Raises: DoesNotFit; PreflightError with the compiler's own words.
+  """
   try:
-    return lowered.compile()
+    return lowered.compile(options)
   except jax.errors.JaxRuntimeError as error:
     used = re.search(
       r"(?:Used |temporaries \()([\d.]+)([KMGT]?)\)?(?: of | exceeds available HBM \()"
@@ -216,122 +258,59 @@ def compiled(lowered: jax.stages.Lowered) -> Any:
     raise DoesNotFit(*number) from error
 
 
-def remedies(
-  config: config_lib.Config,
-  parts: int,
-  too_large: DoesNotFit,
-  measure: Callable[[config_lib.Config], Report],
-) -> Iterator[tuple[str, config_lib.Config, Report | DoesNotFit]]:
-  """What would make a program fit: (the command-line options, the config, its report), in turn.
+def _evaluation_bytes(config: config_lib.Config, mesh: jax.sharding.Mesh) -> int:
+  """What an evaluation needs on a device beside the training state, for its image encoder.
 
-  First less memory for the same batch, each way until one fits: recomputation, weights over the
-  devices, microbatches; then the largest batch of this config that fits.
-  Args: parts, devices that split the batch; measure, compiles a config, raises DoesNotFit.
+  Where several hosts train, a device then holds whole copies of the weights (`on_this_host`), and
+  the devices of a host share the images; where one does, the weights stay where they are. Those
+  that rest in bfloat16 are there in float32 once more. The compiler says what the encoder itself
+  needs for `config.evaluation.batch` images.
   """
-  for options, changed in _variants(config, parts):
-    try:
-      found: Report | DoesNotFit = measure(changed)
-    except DoesNotFit as error:
-      found = error
-    yield options, changed, found
-    if isinstance(found, Report):
-      break
-  yield from _largest_batch(config, parts, too_large, measure)
+  here = mesh.devices.flat[0].process_index
+  host = [device for device in mesh.devices.flat if device.process_index == here]
+  state = train_step.abstract_state(config, mesh)
+  weights = {"params": state.params, "batch_stats": state.batch_stats}
+  several = len(host) < mesh.size
+  if several:
+    mesh = sharding.make_mesh(devices=host)
+    whole = sharding.replicated(mesh)
+    weights = jax.tree.map(lambda x: x.update(sharding=whole), weights)
+  copies = 0
+  for x in jax.tree.leaves(weights):
+    size = math.prod(x.sharding.shard_shape(x.shape))
+    copies += several * size * x.dtype.itemsize + (x.dtype != jnp.float32) * size * 4
+  model, platform = config.model, host[0].platform
+  dtype: Any = clip.compute_dtype(model, platform).name
+  config = dataclasses.replace(
+    config_lib.Config(model=dataclasses.replace(model, compute_dtype=dtype, remat="none")),
+    evaluation=config_lib.Evaluation(batch=config.evaluation.batch),
+  )
+  leaves, treedef = jax.tree.flatten(weights)
+  return copies + _encoder_bytes(config, mesh, tuple(leaves), treedef)
 
 
-def _variants(config: config_lib.Config, parts: int) -> Iterator[tuple[str, config_lib.Config]]:
-  """Cheapest first; each keeps what the one before it changed."""
-  words: list[str] = []
-  order = ("none", "dots", "tuned", "full")
-  for remat in ("tuned", "full"):
-    if order.index(config.model.remat) < order.index(remat):
-      config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
-      yield f"--config.model.remat={remat}", config
-  words += [f"--config.model.remat={config.model.remat}"] if config.model.remat != "none" else []
-  if config.loss.exchange == "gather" and config.data.batch_pairs >= 2**17:
-    config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, exchange="ring"))
-    words.append("--config.loss.exchange=ring")
-    yield " ".join(words), config
-  if config.mesh.fsdp == 1 and parts % 16 == 0:
-    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, fsdp=16))
-    words.append("--config.mesh.fsdp=16")
-    yield " ".join(words), config
-  if config.model.image.blocks:  # batch normalisation does not take microbatches
-    return
-  microbatches = config.microbatches * 2
-  while config.data.batch_pairs % (microbatches * parts) == 0 and microbatches <= 256:
-    changed = dataclasses.replace(config, microbatches=microbatches)
-    yield " ".join([*words, f"--config.microbatches={microbatches}"]), changed
-    microbatches *= 2
+@functools.cache
+def _encoder_bytes(
+  config: config_lib.Config, mesh: jax.sharding.Mesh, weights: tuple[Any, ...], treedef: Any
+) -> int:
+  """Temporaries of `inference.image_encoder`, for the rows that it takes at a time.
+
+  Compiled in haste, which takes a fifth of the time. The peaks of ViT-B/32, ViT-L/14@336px and
+  RN50x16 are then 14, 4 and 0 % under those of the program that an evaluation runs.
+  """
+  rows = 1 << (min(config.evaluation.batch, inference.CHUNK) - 1).bit_length()
+  side, even = config.model.image.resolution, rows % mesh.size == 0
+  where = sharding.batch_sharding(mesh) if even else sharding.replicated(mesh)
+  image = jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8, sharding=where)
+  wide = [x.update(dtype=jnp.float32) for x in weights]
+  encoder = inference.image_encoder.lower(config, jax.tree.unflatten(treedef, wide), image)
+  try:
+    memory = compiled(encoder, {"exec_time_optimization_effort": -1.0}).memory_analysis()
+  except DoesNotFit as error:
+    return int(error.used_bytes)
+  return _peak(memory) - int(memory.argument_size_in_bytes)
 
 
-def _largest_batch(
-  config: config_lib.Config,
-  parts: int,
-  too_large: DoesNotFit,
-  measure: Callable[[config_lib.Config], Report],
-) -> Iterator[tuple[str, config_lib.Config, Report | DoesNotFit]]:
-  """Memory is nearly affine in the batch: a line through two batches, then down until one fits."""
-  unit = parts * config.microbatches
-
-  def of(pairs: int) -> config_lib.Config:
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, batch_pairs=pairs))
-
-  pairs, used = config.data.batch_pairs, too_large.used_bytes
-  following = pairs // 2 // unit * unit
-  while following >= unit:
-    try:
-      found: Report | DoesNotFit = measure(of(following))
-    except DoesNotFit as error:
-      found = error
-    now = found.peak_bytes if isinstance(found, Report) else found.used_bytes
-    slope = max((used - now) / (pairs - following), 1.0)
-    best = int(following + 0.98 * (found.capacity_bytes - now) / slope) // unit * unit
-    if isinstance(found, Report) and best <= following * 1.03:
-      yield f"--config.data.batch_pairs={following}", of(following), found
-      return
-    if isinstance(found, Report):
-      kept, kept_pairs = found, following
-      try:
-        found, following = measure(of(best)), best
-      except DoesNotFit:
-        found, following = kept, kept_pairs
-      yield f"--config.data.batch_pairs={following}", of(following), found
-      return
-    pairs, used, following = following, now, min(best, following // 2) // unit * unit
-
-
-def lines(found: Report, price: float = 0.0) -> list[tuple[str, str]]:
-  """(what, figure) of a report, for people. price: dollars a chip-hour; 0: not given."""
-  moved = [f"{c.kind} x{c.count}, {_gib(c.bytes)}" for c in found.collectives] or ["none"]
-  out = [
-    ("chips", f"{found.chips} ({found.devices} devices), {found.device_kind}"),
-    ("batch", f"{found.batch_pairs:,} pairs, {found.batch_pairs / found.devices:g} a device"),
-    ("memory a device", f"{_gib(found.peak_bytes)} of {_gib(found.capacity_bytes)}"),
-    ("  state and batch", _gib(found.argument_bytes)),
-    ("  temporaries", _gib(found.temporary_bytes)),
-    ("FLOPs a device, analytic", f"{found.analytic_flops:.3e}"),
-    ("FLOPs a device, compiled", f"{found.compiled_flops:.3e}, ratio {found.flops_ratio:.2f}"),
-    ("memory traffic", _gib(found.hbm_bytes)),
-    ("collectives, sent a device", "; ".join(moved)),
-    ("compiled in", f"{found.compile_seconds:.0f} s"),
-  ]
-  if np.isinf(found.capacity_bytes):
-    return out
-  run = f"{found.run_hours:,.1f} h, {found.run_chip_hours:,.0f} chip-hours"
-  parts = (found.compute_seconds, found.hbm_seconds, found.network_seconds)
-  step = "at least {:.3f} s (compute {:.3f}, memory {:.3f}, network {:.3f})"
-  out += [
-    ("step, by the roofline", step.format(found.step_seconds, *parts)),
-    ("pairs a second", f"at most {found.pairs_per_second:,.0f} (MFU {found.mfu:.0%})"),
-    ("the run", f"at least {run}"),
-  ]
-  if price:
-    out.append(
-      ("money", f"at least ${found.run_chip_hours * price:,.0f} at ${price:g} a chip-hour")
-    )
-  return out
-
-
-def _gib(size: float) -> str:
+def gib(size: float) -> str:
+  """For people."""
   return f"{size / 2**30:.2f} GiB"

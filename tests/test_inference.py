@@ -237,7 +237,7 @@ def test_no_layer_is_cut_out_of_a_stack_in_a_call():
   """It would be a copy of the weights, once a call."""
   model = _deep(c.Vision(resolution=16, patch=8, width=16, layers=3, heads=2))
   tokens = np.zeros((1, 8), np.int32)
-  compiled = inference._encode_text.lower(model.config, model._encoder_variables, tokens).compile()
+  compiled = inference.text_encoder.lower(model.config, model._encoder_variables, tokens).compile()
   stack = model.params["text"]["transformer"]["blocks"]["mlp"]["fc"]["kernel"].shape
   shape = ",".join(map(str, stack))
   assert f"f32[{shape}]" not in compiled.as_text()
