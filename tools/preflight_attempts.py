@@ -82,7 +82,9 @@ CLAIMS = (
   ),
 )
 
-Attempt = dict[str, Any]  # topology, options, fits, and the report or used_bytes
+# topology, options, fits, and the report or used_bytes. What a report estimates from the program's
+# text is null where that was read by an older, wrong reader.
+Attempt = dict[str, Any]
 
 
 def chips(topology: str) -> int:
@@ -199,4 +201,4 @@ def smallest(attempts: Attempts, generation: str, parts: bool) -> Attempt | None
     if a["fits"] and a["topology"].startswith(f"{generation}:") and a["batch_pairs"] == BATCH
     and ("microbatches" in a["options"]) == parts
   ]  # fmt: skip
-  return min(found, key=lambda a: (a["chips"], a["step_seconds"]), default=None)
+  return min(found, key=lambda a: (a["chips"], a["compute_seconds"]), default=None)

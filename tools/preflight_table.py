@@ -5,8 +5,8 @@ Run: python tools/preflight_table.py [--models NAME ...] [--generations v5e ...]
 
 Compiles the training step of each experiments/clip_*.py for TPU slices (wants libtpu, `make
 install-tpu`), from the size that the memory on 256 chips lets expect. An attempt that is kept in
-docs/preflight/ is not made again, but for those that the page shows with --again. Then writes
-docs/preflight.md. All of it takes over two hours on 2 cores.
+docs/preflight/ is not made again, but for those that the page shows, with --again or where their
+estimate is missing. Writes docs/preflight.md. All of it takes over two hours on 2 cores.
 """
 
 import argparse
@@ -48,19 +48,23 @@ def bound(attempt: Attempt) -> str:
 
 def seconds(attempt: Attempt) -> str:
   """At the least, and as estimated."""
-  return f"{attempt['compute_seconds']:.2f} | {attempt['step_seconds']:.2f} ({bound(attempt)})"
+  least = f"{attempt['compute_seconds']:.2f}"
+  if attempt["step_seconds"] is None:
+    return f"{least} | not read yet"
+  return f"{least} | {attempt['step_seconds']:.2f} ({bound(attempt)})"
 
 
 def row(name: str, generation: str, attempt: Attempt) -> str:
   options = dict(option.split("=") for option in attempt["options"].split())
-  hours = attempt["step_seconds"] * STEPS / 3600
-  parts = options.get("microbatches", "1")
+  parts, count = options.get("microbatches", "1"), attempt["chips"]
+  hours = (attempt["step_seconds"] or attempt["compute_seconds"]) * STEPS / 3600
+  start = "" if attempt["step_seconds"] else "over "
   return (
-    f"| {name} | {generation} | {attempt['topology'].partition(':')[2]} ({attempt['chips']}) | "
-    f"{BATCH // attempt['chips'] // int(parts):,} x {parts} | {options['model.remat']} | "
+    f"| {name} | {generation} | {attempt['topology'].partition(':')[2]} ({count}) | "
+    f"{BATCH // count // int(parts):,} x {parts} | {options['model.remat']} | "
     f"{options['mesh.fsdp']} | {gib(attempt):.1f} of "
-    f"{attempt['capacity_bytes'] / 2**30:.4g} | {seconds(attempt)} | "
-    f"{hours:,.0f} | {hours * attempt['chips']:,.0f} |"
+    f"{attempt['capacity_bytes'] / 2**30:.4g} | {seconds(attempt)} | {start}{hours:,.0f} | "
+    f"{start}{hours * count:,.0f} |"
   )
 
 
@@ -81,6 +85,10 @@ def table(everything: dict[str, Attempts], parts: bool) -> Iterator[str]:
         yield row(name, generation, found) if found else missing
 
 
+def mfu(attempt: Attempt) -> str:
+  return "" if attempt["mfu"] is None else f"{attempt['mfu']:.0%}"
+
+
 def whole_slices(everything: dict[str, Attempts]) -> Iterator[str]:
   """The nine as they stand, on 256 chips."""
   yield (
@@ -97,7 +105,7 @@ def whole_slices(everything: dict[str, Attempts]) -> Iterator[str]:
       elif found:
         yield (
           f"| {name}, {remat} | {found['compile_seconds']:.0f} | {found['flops_ratio']:.2f} | "
-          f"{gib(found):.1f} | {seconds(found)} | {found['mfu']:.0%} |"
+          f"{gib(found):.1f} | {seconds(found)} | {mfu(found)} |"
         )
 
 
@@ -207,10 +215,12 @@ def main() -> None:
   for experiment, topology, words, _ in CLAIMS:
     if experiment in models:
       Attempts(experiment).make(topology, words)
-  if options.again:
-    for experiment in models:
-      for topology, words in shown(experiment):
+  for experiment in models:
+    for topology, words in shown(experiment):
+      attempt = Attempts(experiment).find(topology, words)
+      if options.again or (attempt and attempt.get("step_seconds", 0) is None):
         Attempts(experiment).make(topology, words, again=True)
+        metrics.write_atomically(PAGE, page())
   metrics.write_atomically(PAGE, page())
 
 
