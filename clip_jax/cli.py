@@ -24,7 +24,9 @@ class UsageError(ValueError):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Runs one verb. Returns: the exit code, 2 after an error that is told in one line."""
+  """Runs one verb. Returns: the exit code: 0; 2 after an error, which is told in one line; 130
+  after Ctrl-C; `hosts.UNFINISHED` where training stopped early and saved.
+  """
   options, rest = cli_options.parser().parse_known_args(arguments)
   overrides = [word for word in rest if word.startswith("--config.")]
   unknown = [word for word in rest if word not in overrides]
@@ -94,15 +96,14 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 def _train_here(options: argparse.Namespace, config: Any) -> int:
   import jax
 
-  from clip_jax import metrics, summary, train
+  from clip_jax import hosts, summary, train
   from clip_jax.evaluation import report
 
   workdir, first = pathlib.Path(options.workdir), jax.process_index() == 0
   console = rich.console.Console(stderr=options.json, quiet=not first)
-  if not train.train(config, workdir, console, options.accept_changes):
-    step = metrics.read(workdir)[-1]["step"]
-    console.print(f"stopped at step {step} and saved in {workdir}; the same command continues")
-    return 0
+  experiment = pathlib.Path(options.config)
+  if not train.train(config, workdir, console, options.accept_changes, experiment):
+    return hosts.UNFINISHED
   facts, results = summary.finish(workdir, workdir / "report.html")
   if first:
     _print(options, report.table(results), facts)

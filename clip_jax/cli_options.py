@@ -124,7 +124,9 @@ def _add_training(
     parents=[common],
     help="train from a config file, or go on with a workdir",
     description="Trains, evaluates and writes a report. The same command on the same workdir goes "
-    "on from its newest checkpoint. A config file is Python code and is executed.",
+    "on from its newest checkpoint. A config file is Python code and is executed. Exit code 0: the "
+    "run is finished; 75: it stopped early and saved, or another host died, and the same command "
+    "continues; 2: an error.",
   )
   train.add_argument(
     "--config", required=True, metavar="FILE", help="experiment file with get_config()"
@@ -139,8 +141,8 @@ def _add_training(
   several.add_argument("--process", type=int, metavar="I", help="which this one is, from 0")
   several.add_argument(
     "--heartbeat",
-    type=int,
-    default=30,
+    type=float,
+    default=30.0,
     metavar="SECONDS",
     help="a process that is silent for so long ends the others (30)",
   )

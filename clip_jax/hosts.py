@@ -1,4 +1,4 @@
-"""Several processes as one run: start-up, agreement before the first step, and the death of one.
+"""Several processes as one run: start-up, what they tell each other, and the death of one.
 
 Each process trains with the devices of its host. A process that dies leaves the others waiting in a
 collective; a thread in each of them watches the signs of life of all, and ends its process with a
@@ -6,20 +6,23 @@ line that names the dead.
 """
 
 import contextlib
-import json
+import ctypes
+import math
 import os
+import re
+import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed  # JAX offers no public way to the coordinator's store
 
-DIED = 75  # exit code of a process that stops because another one did
+UNFINISHED = 75  # exit code, EX_TEMPFAIL: not finished, and the same command continues
+_ERROR = 2
 _ADVICE = "The same command on all hosts goes on from the newest checkpoint"
 
 
@@ -32,7 +35,7 @@ def start(
   processes: int | None = None,
   process: int | None = None,
   timeout_seconds: int = 300,
-  heartbeat_seconds: int = 30,
+  heartbeat_seconds: float = 30.0,
 ) -> None:
   """Joins the run's processes; must come before any other use of JAX.
 
@@ -40,9 +43,11 @@ def start(
   JAX_PROCESS_ID (as a JobSet's manifest sets them), or what JAX itself finds: a Cloud TPU's
   metadata, GKE's, Slurm's, Open MPI's. Where there is none of it, this process is alone.
   Args: coordinator, HOST:PORT of process 0, the same everywhere; processes, how many; process,
-    which of them this is.
-  Raises: HostsError.
+    which of them this is; heartbeat_seconds, as for `watched`.
+  Raises: HostsError. Where JAX itself ends the process, the same line and exit code 2.
   """
+  if not 1 <= heartbeat_seconds <= 86400:
+    raise HostsError(f"--heartbeat {heartbeat_seconds:g}: want seconds, from 1 to 86400")
   environment = os.environ
   coordinator = coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
   processes = _number(processes, "JAX_NUM_PROCESSES")
@@ -55,66 +60,58 @@ def start(
     raise HostsError(f"{' and '.join(missing)}: missing; the three go together (or none of them)")
   if coordinator is not None:
     _check(coordinator, int(processes or 0), int(process or 0))
-  where = coordinator or "the address that JAX found"
-  unreached = (
-    f"process {process} of {processes} did not reach all others at {where} in {timeout_seconds} s: "
-    "is that the address of process 0 in this run, does its port pass the firewall, were all "
-    "processes started?"
-  )
-  herald = Herald(unreached, after_seconds=timeout_seconds) if coordinator else None
-  try:
-    jax.distributed.initialize(
-      coordinator,
-      processes,
-      process,
-      initialization_timeout=timeout_seconds,
-      # later than this module's own watch, which can say who it was
-      heartbeat_timeout_seconds=heartbeat_seconds + 30,
+  who = "this process" if process is None else f"process {process} of {processes}"
+  where, began = coordinator or "the address that JAX found", time.monotonic()
+
+  def unreached() -> str:
+    return (
+      f"{who} did not reach all others at {where} in {time.monotonic() - began:.0f} s: is that the "
+      "address of process 0 in this run, does its port pass the firewall, were all processes "
+      "started?"
     )
+
+  try:
+    with _last_word(lambda: _end(unreached(), _ERROR)):
+      jax.distributed.initialize(
+        coordinator,
+        processes,
+        process,
+        initialization_timeout=max(1, timeout_seconds - 5),  # to which JAX adds 5
+        # later than this module's own watch, which can say who it was
+        heartbeat_timeout_seconds=2 * math.ceil(heartbeat_seconds) + 30,
+      )
   except ValueError as error:
     if coordinator is None and "coordinator_address" in str(error):
       return  # no cluster: alone
     raise HostsError(f"processes cannot start together: {error}") from error
   except RuntimeError as error:
-    raise HostsError(f"{unreached} ({' '.join(str(error).split())[:200]})") from error
-  finally:
-    if herald:
-      herald.dismiss()
+    raise HostsError(f"{unreached()} ({' '.join(str(error).split())[:200]})") from error
+  _check_size(where, timeout_seconds)
   # Of CPUs only: two programs under way at once can wait for each other's collectives forever.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-class Herald:
-  """A process that says why this one ended, where JAX aborts it without a chance of a last word.
+@contextlib.contextmanager
+def _last_word(speak: Callable[[], None]) -> Iterator[None]:
+  """Inside, `speak` runs where a library aborts this process; if it returns, the abort goes on.
 
-  It speaks when this process ends without `dismiss`, not before `after_seconds`, and with an
-  `address` (HOST:PORT) only if nothing answers there.
+  JAX aborts, in a thread of its own, where it does not reach the coordinator. The callback that it
+  has for this cannot be written in Python (it ends in std::bad_cast).
   """
-
-  _PROGRAM = """
-import socket, sys, time
-line, address, seconds = sys.argv[1:]
-start = time.monotonic()
-if not sys.stdin.read() and time.monotonic() - start > float(seconds):
-  host, _, port = address.rpartition(":")
+  libc = ctypes.CDLL(None)
+  libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+  handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: speak())
+  before = libc.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
   try:
-    if address:
-      socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-      sys.exit()
-  except OSError:
-    pass
-  sys.stderr.write("error: " + line + chr(10))
-"""
+    yield
+  finally:
+    libc.signal(signal.SIGABRT, before)
 
-  def __init__(self, line: str, address: str = "", after_seconds: float = 0.0):
-    command = [sys.executable, "-c", self._PROGRAM, line, address, str(0.9 * after_seconds)]
-    self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
 
-  def dismiss(self) -> None:
-    """It has nothing to say."""
-    with contextlib.suppress(OSError, ValueError):
-      self._process.communicate(b"over")
+def _end(line: str, code: int) -> None:
+  os.write(2, f"error: {line}\n".encode())
+  os._exit(code)
 
 
 def _number(value: int | None, name: str) -> int | None:
@@ -144,41 +141,38 @@ def _check(coordinator: str, processes: int, process: int) -> None:
       ) from error
 
 
-def agree(facts: Mapping[str, Any]) -> None:
-  """Compares `facts` (JSON values by name) over all processes.
+def _check_size(where: str, timeout_seconds: int) -> None:
+  """Raises: HostsError when process 0, as it was reached, is of another run."""
+  state, store, key = distributed.global_state, _store(), "clip_jax/processes"
+  count = str(state.num_processes)
+  if state.process_id == 0:
+    store.key_value_set(key, count)
+  try:
+    theirs = store.blocking_key_value_get(key, 1000 * timeout_seconds)
+  except RuntimeError:
+    theirs = "an unknown number of"
+  if theirs != count:
+    raise HostsError(
+      f"process {state.process_id} of {count}: at {where} is the coordinator of another run, of "
+      f"{theirs} processes; is that the address of process 0 in this run?"
+    )
 
-  Raises: HostsError, on every process alike, naming each difference and who differs.
+
+def gather(topic: str, text: str) -> list[str]:
+  """The text of every process, in their order, by the coordinator's store: uses no device.
+
+  Args: topic, another one for each call.
   """
-  if jax.process_count() == 1:
-    return
-  everyone = [json.loads(text) for text in _gather(json.dumps(dict(facts)))]
-  problems = []
-  for name in sorted({name for one in everyone for name in one}):
-    values = [json.dumps(one.get(name, "missing")) for one in everyone]
-    others = [i for i, value in enumerate(values) if value != values[0]]
-    if others:
-      hosts = ", ".join(map(str, others))
-      problems.append(
-        f"{name} is {_short(values[others[0]])} on host {hosts}, {_short(values[0])} on host 0"
-      )
-  if problems:
-    raise HostsError(f"the hosts differ, nothing was trained: {'; '.join(problems[:10])}")
+  state, store = distributed.global_state, _store()
+  store.key_value_set(f"clip_jax/{topic}/{state.process_id}", text)
+  day = 86_400_000  # milliseconds: the watch ends the wait for a process that died
+  everyone = range(state.num_processes)
+  return [store.blocking_key_value_get(f"clip_jax/{topic}/{i}", day) for i in everyone]
 
 
-def _short(text: str) -> str:
-  return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
-
-
-def _gather(text: str) -> list[str]:
-  """The text of every process, in their order."""
-  from jax.experimental import multihost_utils
-
-  raw = np.frombuffer(text.encode(), np.uint8)
-  sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(raw)))).reshape(-1)
-  padded = np.zeros(int(sizes.max()), np.uint8)
-  padded[: len(raw)] = raw
-  rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
-  return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+def _store() -> Any:
+  """The coordinator's keys and values, which every process reads and writes."""
+  return distributed.global_state.client
 
 
 def wait_for_all(what: str) -> None:
@@ -199,110 +193,129 @@ def sum_over_hosts(rows: np.ndarray) -> np.ndarray:
 
 
 class Watch:
-  """Signs of life of all processes, in the coordination service's store.
+  """Signs of life of all processes, in the coordinator's store.
 
   A process writes its name once and a growing number every few seconds; on an error of its own, the
-  error. One whose number stands still for `heartbeat_seconds`, or that left an error, ends all
-  others: exit code `DIED`, one line on standard error.
+  error. One whose number stands still for `heartbeat_seconds` ends all others with the exit code
+  `UNFINISHED`, one that left an error with 2, and one line on standard error. All have ended before
+  twice `heartbeat_seconds`; where the coordinator hangs, 30 seconds later.
   """
 
   def __init__(self, heartbeat_seconds: float = 30.0):
-    from jax._src import distributed  # JAX offers no public way to its store
-
-    self._client: Any = distributed.global_state.client
-    self._me, self._count = jax.process_index(), jax.process_count()
+    state = distributed.global_state
+    self._store = _store()
+    self._me, self._count = state.process_id, state.num_processes
+    self._coordinator = str(state.coordinator_address)
     self._limit, self._pause = heartbeat_seconds, heartbeat_seconds / 6
     self._over = threading.Event()
+    self._reached = time.monotonic()  # when the store last answered
     self._names: dict[int, str] = {}
     self._seen: dict[int, tuple[str, float]] = {}
     self._set("name", f"{socket.gethostname()}, pid {os.getpid()}")
-    self._herald: Herald | None = None
-    if self._me:
-      address = distributed.global_state.coordinator_address
-      line = f"host 0 (the coordinator, {address}) died; host {self._me} stops too. {_ADVICE}"
-      self._herald = Herald(line, str(address))
     self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
     self._thread.start()
 
   def _set(self, kind: str, value: str) -> None:
-    self._client.key_value_set(f"clip_jax/{kind}/{self._me}", value, allow_overwrite=True)
+    self._store.key_value_set(f"clip_jax/{kind}/{self._me}", value, allow_overwrite=True)
 
   def _all(self, kind: str) -> dict[int, str]:
-    found = self._client.key_value_dir_get(f"clip_jax/{kind}/")
+    found = self._store.key_value_dir_get(f"clip_jax/{kind}/")
     return {int(key.rsplit("/", 1)[1]): value for key, value in found}
 
   def _run(self) -> None:
-    beats, reached = 0, time.monotonic()
+    beats = 0
     while not self._over.wait(self._pause):
       beats += 1
       try:
         self._set("beat", str(beats))
         numbers, failures, self._names = self._all("beat"), self._all("failed"), self._all("name")
         finished = self._all("finished")
-        reached = time.monotonic()
+        self._reached = time.monotonic()
       except Exception:
-        if time.monotonic() - reached > self._limit:
-          self._end(0, f"(the coordinator) has not answered for {self._limit:.0f} s: it died")
+        if self._silent():
+          self._stop(0, f"has not answered for {self._limit:g} s: it died", UNFINISHED)
         continue
       for host, why in failures.items():
         if host != self._me:
-          self._end(host, f"failed: {why}")
+          self._stop(host, f"failed: {why}", _ERROR)
       for host in set(range(self._count)) - {self._me} - finished.keys():
         number, now = numbers.get(host, "none yet"), time.monotonic()
         if self._seen.get(host, ("", 0.0))[0] != number:
           self._seen[host] = (number, now)
         elif now - self._seen[host][1] > self._limit:
-          self._end(host, f"has shown no sign of life for {self._limit:.0f} s: it died")
+          what = f"has shown no sign of life for {self._limit:g} s: it died"
+          self._stop(host, what, UNFINISHED)
 
-  def _end(self, host: int, what: str) -> None:
+  def _silent(self) -> bool:
+    return time.monotonic() - self._reached > self._limit
+
+  def aborted(self) -> None:
+    """JAX aborts this process: ends it with a line if that is because the coordinator is gone."""
+    if self._me and (self._silent() or not _answers(self._coordinator)):
+      self._stop(0, "does not answer: it died", UNFINISHED)
+
+  def _stop(self, host: int, what: str, code: int) -> None:
     if self._over.is_set():
       return
-    name = self._names.get(host, "name unknown")
-    line = f"error: host {host} ({name}) {what}; host {self._me} stops too. {_ADVICE}\n"
-    self._dismiss()
-    os.write(2, line.encode())
-    os._exit(DIED)
-
-  def _dismiss(self) -> None:
-    """The herald has nothing to say."""
-    if self._herald is not None:
-      self._herald.dismiss()
+    if self._me == 0:
+      time.sleep(3 * self._pause)  # the coordinator must outlive the others' next look
+    name = self._names.get(host, "name unknown") + (", the coordinator" if host == 0 else "")
+    _end(f"host {host} ({name}) {what}; host {self._me} stops too. {_ADVICE}", code)
 
   def fail(self, why: str) -> None:
     """Tells the others that this process ends by an error of its own; theirs no longer matter."""
     self._over.set()
-    self._dismiss()
     with contextlib.suppress(Exception):
       self._set("failed", why)
       if self._me == 0:
-        time.sleep(3 * self._pause)  # the coordinator must outlive the others' next look
+        time.sleep(3 * self._pause)  # as in _stop
 
   def lost(self) -> None:
     """After a collective broke: waits until the watch has named who left, and ends this process."""
-    self._over.wait(self._limit + 2 * self._pause)
+    self._over.wait(2 * self._limit)
 
   def close(self) -> None:
-    """This process has finished its work, and so may others."""
-    with contextlib.suppress(Exception):
-      self._set("finished", "yes")
+    """This process has finished its work. Returns when all have, so that they leave together."""
+    self._set("finished", "yes")
+    jax.distributed.shutdown()
     self._over.set()
     self._thread.join()
-    self._dismiss()
+
+
+def _answers(address: str) -> bool:
+  host, _, port = address.rpartition(":")
+  try:
+    socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+  except OSError:
+    return False
+  return True
+
+
+def _of_the_runtime(error: BaseException) -> bool:
+  """Whether JAX's runtime raised it, or what it was raised from: known by its status code."""
+  causes: list[BaseException | None] = [error]
+  while (last := causes[-1]) is not None and len(causes) < 20:
+    causes.append(last.__cause__ or last.__context__)
+  codes = r"(CANCELLED|UNKNOWN|DEADLINE_EXCEEDED|ABORTED|INTERNAL|UNAVAILABLE): "
+  return any(
+    isinstance(cause, jax.errors.JaxRuntimeError) or re.match(codes, str(cause)) for cause in causes
+  )
 
 
 @contextlib.contextmanager
 def watched(heartbeat_seconds: float = 30.0) -> Iterator[None]:
   """While inside, a process that dies ends all: see `Watch`. Alone, nothing."""
-  if jax.process_count() == 1:
+  if distributed.global_state.num_processes == 1:
     yield
     return
   watch = Watch(heartbeat_seconds)
-  try:
-    yield
-  except BaseException as error:
-    text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, jax.errors.JaxRuntimeError):  # what a broken connection looks like
-      watch.lost()
-    watch.fail(text[:500])
-    raise
-  watch.close()
+  with _last_word(watch.aborted):
+    try:
+      yield
+    except BaseException as error:
+      text = " ".join(str(error).split()) or type(error).__name__
+      if _of_the_runtime(error):  # what the death of another looks like
+        watch.lost()
+      watch.fail(text[:500])
+      raise
+    watch.close()

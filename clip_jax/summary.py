@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
@@ -29,6 +30,7 @@ def plan(
   """What is about to happen: pairs, epochs, steps, parameters, devices, bytes."""
   batch, counts = config.data.batch_pairs, clip.parameter_counts(config.model)
   state = train_step.abstract_state(config, mesh)
+  device_rows = batch // (mesh.shape["data"] * mesh.shape["fsdp"])
   image, text = config.model.image, config.model.text
   locked = config.optimizer.lock_image
   flops = clip.training_flops_per_pair(config.model, locked) * batch * config.steps
@@ -42,7 +44,7 @@ def plan(
     "compute": f"{flops:.3g} FLOP",
     "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}, {jax.process_count()} host(s)",
     "memory": f"{_bytes(state):,} bytes of state a device, "
-    f"{batch // mesh.size * (image.resolution**2 * 3 + 4 * text.context_length):,} of input",
+    f"{device_rows * (image.resolution**2 * 3 + 4 * text.context_length):,} of input",
   }
   table = rich.table.Table(title=f"{config.name or 'training'}: the plan", show_header=False)
   for name, value in rows.items():
@@ -67,7 +69,9 @@ def _source_rows(
 
 
 def _bytes(tree: Any) -> int:
-  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+  """Of one device's parts of the arrays."""
+  parts = ((x.sharding.shard_shape(x.shape), x.dtype) for x in jax.tree.leaves(tree))
+  return sum(math.prod(shape) * dtype.itemsize for shape, dtype in parts)
 
 
 def machine() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import hashlib
 import pathlib
 import signal
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 import rich.console
 
 from clip_jax import (
+  agreement,
   checkpoint,
   hosts,
   inference,
@@ -39,16 +39,19 @@ def train(
   workdir: pathlib.Path,
   console: rich.console.Console,
   accept_changes: bool = False,
+  experiment: pathlib.Path | None = None,
 ) -> bool:
   """Trains from the newest checkpoint of `workdir`, or from the start, to `config.steps`.
 
+  Args: experiment, the file that the config is from, which several hosts then compare too.
   Returns: True when the last step is reached and saved; False when a signal ended the run early
     (its state is saved, and the same call continues).
-  Raises: TrainingError, CheckpointError, DataStall, ValueError, OSError.
+  Raises: TrainingError, CheckpointError, DataError, HostsError, ValueError, OSError.
   """
+  sources, held_out = open_sources(config), open_tasks(config)
+  agreement.of_hosts(config, experiment, sources, held_out, workdir)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch(config.data.batch_pairs, mesh, config.microbatches)
-  sources, held_out = open_sources(config), open_tasks(config)
   workdir.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
     stack.enter_context(_alone_in(workdir))
@@ -56,9 +59,10 @@ def train(
     stop = stack.enter_context(_stop_requests(console))
     checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.keep)
     stack.callback(checkpoints.close)
-    facts = _facts(config, sources, tokenizer)
-    hosts.agree(_agreement(facts, checkpoints))
-    state, meta = _restore_or_init(config, mesh, checkpoints, facts, accept_changes)
+    newest = checkpoints.newest_meta()
+    agreement.of_start(tokenizer, newest[0] if newest else None)
+    page = agreement.page(config, sources, tokenizer)
+    state, meta = _restore_or_init(config, mesh, checkpoints, newest, page, accept_changes)
     start = done = int(state.step)
     console.print(summary.plan(config, mesh, sources, done))
     bad_records = pipeline.BadRecords(
@@ -95,8 +99,8 @@ def train(
       if done % config.checkpoint.every_steps == 0 or done == config.steps or stopping:
         rest = {"step": state.step, "opt_state": state.opt_state, "guard": state.guard}
         with log.time("checkpoint"):
-          page = {**facts, **bad_records.counts()}
-          checkpoints.save(done, state.params, rest, page, state.batch_stats)
+          facts = {**page, **bad_records.counts()}
+          checkpoints.save(done, state.params, rest, facts, state.batch_stats)
     if previous is not None:
       _read(config, previous, done, bad_records, checkpoints, log, stream)
     with log.time("checkpoint"):
@@ -104,6 +108,8 @@ def train(
     log.finish(done)
     if bad_records.counts()["bad_records"]:
       console.print(f"bad records replaced: {bad_records}")
+  if done < config.steps:
+    console.print(f"stopped at step {done} and saved in {workdir}; the same command continues")
   return done == config.steps
 
 
@@ -172,52 +178,22 @@ def workdir_tokenizer(
   return tokenizer
 
 
-def _facts(
-  config: config_lib.Config,
-  sources: Sequence[records.RecordSource],
-  tokenizer: tokenizer_lib.Tokenizer,
-) -> dict[str, Any]:
-  """What a checkpoint says of its run beside the arrays."""
-  return {
-    "config": config_lib.to_dict(config),
-    "data": pipeline.fingerprint(config, sources, tokenizer),
-    "tokenizer": "original" if config.data.tokenizer == "original" else tokenizer.to_json(),
-  }
-
-
-def _agreement(facts: dict[str, Any], checkpoints: checkpoint.Checkpoints) -> dict[str, Any]:
-  """What has to be the same on all hosts before the first step."""
-  package = pathlib.Path(__file__).parent
-  code = hashlib.sha256()
-  for path in sorted(package.rglob("*.py")):
-    code.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
-  newest = checkpoints.newest_meta()
-  vocabulary = hashlib.sha256(facts["tokenizer"].encode()).hexdigest()[:12]
-  return {
-    **{f"config.{name}": value for name, value in _flat(facts["config"]).items()},
-    **{f"data.{name}": value for name, value in _flat(facts["data"]).items()},
-    "the vocabulary": vocabulary,
-    "the code of clip_jax": code.hexdigest()[:12],
-    "the version of jax": jax.__version__,
-    "the newest checkpoint": newest[0] if newest else "none",
-  }
-
-
 def _restore_or_init(
   config: config_lib.Config,
   mesh: jax.sharding.Mesh,
   checkpoints: checkpoint.Checkpoints,
-  facts: dict[str, Any],
+  newest: tuple[int, dict[str, Any]] | None,
+  page: dict[str, Any],
   accept_changes: bool,
 ) -> tuple[train_step.TrainState, dict[str, Any]]:
   """The newest whole checkpoint's state and meta, or a fresh state.
 
   Raises: TrainingError when the checkpoint is of other data or another config.
   """
-  newest = checkpoints.newest_meta()
   if newest and not accept_changes:
     step, meta = newest
-    changed = _differences({**meta, "config": parsing.upgrade(meta["config"])}, facts)
+    saved_page = {**meta, "config": parsing.upgrade(meta["config"])}
+    changed = agreement.differences(saved_page, page)
     if changed:
       raise TrainingError(
         f"{checkpoints.folder}: step {step} is of another run: {'; '.join(changed)}. "
@@ -232,40 +208,6 @@ def _restore_or_init(
   weights = {"params": restored.params, "batch_stats": restored.batch_stats}
   state = train_step.TrainState(**weights, **restored.train)
   return initial.recast(state, config, mesh), restored.meta
-
-
-# Changing these between a save and a restart changes nothing that training computes.
-_FREE = (
-  "name", "init", "log_every_steps", "evaluation", "checkpoint", "data.sources", "data.workers",
-  "data.threads", "data.prefetch_batches", "data.max_bad_fraction",
-)  # fmt: skip
-
-
-def _differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-  """The fields in which a checkpoint's run and this one compute different things."""
-  changed = []
-  for group in ("config", "data"):
-    before, after = _flat(saved[group]), _flat(now[group])
-    for name in sorted(before.keys() | after.keys()):
-      free = group == "config" and any(name == f or name.startswith(f + ".") for f in _FREE)
-      if not free and before.get(name) != after.get(name):
-        changed.append(f"{group}.{name} was {_short(before, name)}, is {_short(after, name)}")
-  return changed
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  out: dict[str, Any] = {}
-  for key, value in tree.items():
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-      value = dict(enumerate(value))
-    nested = isinstance(value, dict)
-    out |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-  return out
-
-
-def _short(values: dict[str, Any], name: str) -> str:
-  text = repr(values[name]) if name in values else "not there"
-  return text if len(text) <= 60 else f"{text[:24]}..."
 
 
 class _StopRequest:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import clip_jax
-from clip_jax import hosts, metrics
+from clip_jax import checkpoint, cli, hosts, metrics
 
 EXPERIMENT = """
 from clip_jax import config as c
@@ -24,7 +24,7 @@ from clip_jax import config as c
 def get_config():
   test = c.Source(kind="scenes", split="test", records=40)
   return c.to_config_dict(c.Config(
-    name="tiny", steps=24, log_every_steps=1,
+    name="tiny", steps=40, log_every_steps=1,
     model=c.Model(
       image=c.Vision(resolution=32, patch=16, width=16, layers=1, heads=2),
       text=c.Text(context_length=16, vocab_size=600, width=16, layers=1, heads=2), embed_dim=8,
@@ -35,7 +35,7 @@ def get_config():
     optimizer=c.Optimizer(learning_rate=1e-3, warmup_steps=2),
     evaluation=c.Evaluation(
       tasks=(c.Task("pairs", "retrieval", test), c.Task("shapes", "zero_shot", test, "scenes")),
-      every_steps=12, batch=16,
+      every_steps=8, batch=16,
     ),
     checkpoint=c.Checkpoint(every_steps=4),
   ))
@@ -49,29 +49,36 @@ def _free_port() -> int:
     return probe.getsockname()[1]
 
 
-class Run:
-  """`clip-jax train` in several processes on one workdir."""
+HEARTBEAT = 6
 
-  def __init__(self, folder, processes, devices, *options, workdir="run", own=None):
-    (folder / "tiny.py").write_text(EXPERIMENT)
-    self.workdir, coordinator = folder / workdir, f"127.0.0.1:{_free_port()}"
-    self.outputs = [folder / f"{workdir}_{i}.out" for i in range(processes)]
-    environment = {
-      **os.environ,
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-      "PYTHONPATH": str(ROOT),
-      "JAX_PLATFORMS": "cpu",
-    }
-    several = ["--coordinator", coordinator, "--processes", str(processes), "--heartbeat", "6"]
+
+class Run:
+  """`clip-jax train` in several processes on one workdir; `last` changes the start of the last."""
+
+  def __init__(self, folder, processes, devices, *options, text=EXPERIMENT, last=None):
+    (folder / "tiny.py").write_text(text)
+    self.workdir, coordinator = folder / "run", f"127.0.0.1:{_free_port()}"
+    self.outputs = [folder / f"{i}.out" for i in range(processes)]
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    several = ["--coordinator", coordinator, "--processes", str(processes)]
+    several += ["--heartbeat", str(HEARTBEAT), "--process"]
     self.processes = []
     for i, output in enumerate(self.outputs):
-      command = [sys.executable, "-m", "clip_jax.cli", "train", "--config", str(folder / "tiny.py")]
-      command += ["--workdir", str(self.workdir), *options, *((own or {}).get(i, ()))]
-      command += [*several, "--process", str(i)] if processes > 1 else []
+      how = {"code": ROOT, "folder": folder, "workdir": self.workdir, "options": ()}
+      how |= (last or {}) if i == processes - 1 else {}
+      command = [sys.executable, "-m", "clip_jax.cli", "train"]
+      command += ["--config", str(how["folder"] / "tiny.py"), "--workdir", str(how["workdir"])]
+      command += [*options, *how["options"], *([*several, str(i)] if processes > 1 else [])]
       with output.open("w") as file:
-        self.processes.append(
-          subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(
+          command,
+          stdout=file,
+          stderr=subprocess.STDOUT,
+          env={**environment, "PYTHONPATH": str(how["code"])},
+          cwd=how["folder"],
         )
+      self.processes.append(process)
 
   def wait(self):
     """The exit codes. Raises: subprocess.TimeoutExpired when one hangs."""
@@ -85,13 +92,19 @@ class Run:
       process.kill()
       process.wait()
 
-  def wait_for_checkpoint(self):
+  def wait_for(self, reached):
     deadline = time.monotonic() + 150
-    while not (self.workdir / "checkpoints" / "4").is_dir():
+    while not reached():
       if time.monotonic() > deadline or any(p.poll() is not None for p in self.processes):
         self.kill()
         pytest.fail(self.text())
-      time.sleep(0.1)
+      time.sleep(0.05)
+
+  def checkpoints(self):
+    """The steps whose folders are there, whole or not."""
+    folder = self.workdir / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdecimal())
 
   def text(self, process=None):
     chosen = self.outputs if process is None else [self.outputs[process]]
@@ -100,45 +113,99 @@ class Run:
   def series(self, name):
     return {line["step"]: line[name] for line in metrics.read(self.workdir) if name in line}
 
+  def figures(self):
+    """{step: {figure: value}} of the evaluations while training."""
+    found = {}
+    for line in metrics.read(self.workdir):
+      values = {name: value for name, value in line.items() if name.startswith("eval/")}
+      found |= {line["step"]: values} if values else {}
+    return found
+
+
+def _kill(run, victim):
+  """Kills one process: the others must name it and end, in bounded time, as unfinished."""
+  process = run.processes[victim]
+  process.kill()
+  began = time.monotonic()
+  codes = run.wait()
+  assert time.monotonic() - began < HEARTBEAT + 60
+  assert codes.pop(victim) == -signal.SIGKILL
+  assert codes == [hosts.UNFINISHED] * len(codes), run.text()
+  for i in set(range(len(run.processes))) - {victim}:
+    who = (
+      rf"error: host {victim} \(.*pid {process.pid}(, the coordinator)?\) .*it died; host {i} stops"
+    )
+    assert re.search(who, run.text(i)), run.text(i)
+
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-  """24 steps in one process with 4 devices."""
+  """40 steps in one process with 4 devices."""
   run = Run(tmp_path_factory.mktemp("alone"), 1, 4)
   assert run.wait() == [0], run.text()
   return run
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
+def two(tmp_path_factory):
   """The same in two processes of two devices, weights sharded over all; SIGTERM to the second."""
-  run = Run(tmp_path_factory.mktemp("together"), 2, 2, "--config.mesh.fsdp=4")
-  run.wait_for_checkpoint()
+  run = Run(tmp_path_factory.mktemp("two"), 2, 2, "--config.mesh.fsdp=4")
+  run.wait_for(lambda: 8 in run.checkpoints())
   run.processes[1].send_signal(signal.SIGTERM)
-  assert run.wait() == [0, 0], run.text()
+  assert run.wait() == [hosts.UNFINISHED] * 2, run.text()
   return run
 
 
-def test_sigterm_on_one_host_saves_on_all(together):
-  step = int(re.search(r"stopped at step (\d+) and saved", together.text(0))[1])
-  assert 4 <= step < 24
-  assert (together.workdir / "checkpoints" / str(step)).is_dir()
-  assert list(together.series("train/loss")) == list(range(1, step + 1))
+@pytest.fixture(scope="module")
+def four(two, tmp_path_factory):
+  """Four processes of one device go on from there; after a checkpoint of theirs, one is killed."""
+  folder = tmp_path_factory.mktemp("four")
+  shutil.copytree(two.workdir, folder / "run")
+  before = two.checkpoints()[-1]
+  run = Run(folder, 4, 1, "--accept-changes")
+  # the last may be under way; the one before it is whole
+  run.wait_for(lambda: sum(step > before for step in run.checkpoints()) > 1)
+  _kill(run, 2)
+  return run
 
 
-def test_a_checkpoint_of_two_processes_loads_in_one(together):
-  model = clip_jax.load(together.workdir)
+def _newest(run):
+  checkpoints = checkpoint.Checkpoints(run.workdir, read_only=True)
+  try:
+    return checkpoints.newest_meta()
+  finally:
+    checkpoints.close()
+
+
+def test_sigterm_on_one_host_saves_on_all(two):
+  step = int(re.search(r"stopped at step (\d+) and saved", two.text(0).replace("\n", " "))[1])
+  assert 8 <= step < 40
+  assert _newest(two)[0] == step
+  assert list(two.series("train/loss")) == list(range(1, step + 1))
+
+
+def test_two_hosts_evaluate_as_one(two, alone):
+  assert two.figures()[8]
+  assert two.figures()[8] == alone.figures()[8]
+
+
+def test_one_host_of_four_dies_and_what_they_saved_loads_in_one(two, four):
+  """Here the others name it. The meta's checksums, which `load` compares, are of four processes."""
+  assert _newest(four)[0] > _newest(two)[0]
+  model = clip_jax.load(four.workdir)
+  assert model.step == _newest(four)[0]
   assert np.isfinite(model.encode_text(["a red circle"])).all()
 
 
-def test_other_processes_and_another_mesh_go_on(alone, together, tmp_path):
-  """Four processes of one device end the run of two: losses and figures are those of one."""
-  shutil.copytree(together.workdir, tmp_path / "run")
-  rest = Run(tmp_path, 4, 1, "--accept-changes")
-  assert rest.wait() == [0, 0, 0, 0], rest.text()
+def test_other_processes_and_another_mesh_go_on(alone, two, four, tmp_path):
+  """Two processes end what two and four began: losses, figures, embeddings are those of one."""
+  shutil.copytree(four.workdir, tmp_path / "run")
+  rest = Run(tmp_path, 2, 2, "--config.mesh.fsdp=2", "--accept-changes")
+  assert rest.wait() == [0, 0], rest.text()
   got, expected = rest.series("train/loss"), alone.series("train/loss")
-  assert list(got) == list(range(1, 25))
+  assert list(got) == list(range(1, 41))
   np.testing.assert_allclose(list(got.values()), list(expected.values()), rtol=2e-5)
+  assert rest.figures() == alone.figures()
   ours, theirs = (json.loads((r.workdir / "results.json").read_text()) for r in (rest, alone))
   assert ours["figures"] == theirs["figures"]
   assert ours["machine"]["device"].startswith("4 x")
@@ -146,33 +213,55 @@ def test_other_processes_and_another_mesh_go_on(alone, together, tmp_path):
   middle = [name for name in metrics.read(alone.workdir)[-1] if name.startswith("seconds/")]
   assert middle  # the last line is of the whole run, written once
   assert len([line for line in metrics.read(rest.workdir) if "seconds/total" in line]) == 2
+  texts = ["a red circle", "two blue stars"]
+  embeddings, wanted = (clip_jax.load(r.workdir).encode_text(texts) for r in (rest, alone))
+  np.testing.assert_allclose(embeddings, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_host_that_dies_is_named_and_ends_the_others(victim, tmp_path):
-  run = Run(tmp_path, 2, 1, "--config.steps=100000")
-  run.wait_for_checkpoint()
-  run.processes[victim].kill()
-  codes = run.wait()
-  assert codes[victim] == -signal.SIGKILL
-  assert codes[1 - victim] != 0
-  deadline = time.monotonic() + 20  # its last word may come after its end
-  while f"host {victim} (" not in run.text(1 - victim) and time.monotonic() < deadline:
-    time.sleep(0.1)
-  pid = run.processes[victim].pid
-  who = rf"pid {pid}\) has shown no sign of life for 6 s" if victim else "the coordinator, .* died"
-  assert re.search(rf"error: host {victim} \(.*{who}", run.text(1 - victim)), run.text(1 - victim)
+def test_a_coordinator_that_dies_is_named_and_ends_the_others(tmp_path):
+  run = Run(tmp_path, 2, 1, "--config.steps=100000", "--config.evaluation.every_steps=0")
+  run.wait_for(lambda: run.workdir.is_dir() and run.series("train/loss"))
+  _kill(run, 0)
+
+
+def _manifest(folder, sha256):
+  """A folder of one shard that is never read."""
+  (folder / "pairs").mkdir(parents=True)
+  (folder / "pairs" / "shard").write_bytes(b"shard")
+  shard = {"file": "shard", "records": 40, "bytes": 5, "sha256": sha256}
+  manifest = {"format": 1, "splits": {"train": {"shards": [shard]}}}
+  (folder / "pairs" / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_hosts_that_differ_do_not_start(tmp_path):
-  run = Run(tmp_path, 2, 1, own={1: ["--config.optimizer.learning_rate=0.002", "--config.seed=3"]})
+  """Each thing that may differ, in one start: all are told, on both."""
+  text = EXPERIMENT.replace('c.Source(kind="scenes", records=200)', 'c.Source(path="pairs")')
+  other = tmp_path / "other"
+  _manifest(tmp_path, "one")
+  _manifest(other, "another")
+  (other / "tiny.py").write_text(text + "# another file\n")
+  shutil.copytree(ROOT / "clip_jax", other / "code" / "clip_jax")
+  with (other / "code" / "clip_jax" / "ring.py").open("a") as module:
+    module.write("# another version\n")
+  last = {"folder": other, "code": other / "code", "workdir": other / "run"}
+  last["options"] = ["--config.optimizer.learning_rate=0.002", "--config.data.tokenizer=original"]
+  run = Run(tmp_path, 2, 1, text=text, last=last)
   assert run.wait() == [2, 2], run.text()
+  sha256 = '"{}sha256 [0-9a-f]{{12}}" on host 1, "{}sha256 [0-9a-f]{{12}}" on host 0'
   for i in range(2):
-    assert "the hosts differ, nothing was trained" in run.text(i)
-    message = "config.optimizer.learning_rate is 0.002 on host 1, 0.001 on host 0"
-    assert message in run.text(i)
-    assert "config.seed is 3 on host 1, 0 on host 0" in run.text(i)
-  assert not metrics.read(run.workdir)
+    for message in (
+      "error: .*the hosts differ, nothing was trained: ",
+      f"workdir {other}/run: host 1 does not see what host 0 writes in {tmp_path}/run; give all "
+      "hosts one shared folder",
+      "config.optimizer.learning_rate is 0.002 on host 1, 0.001 on host 0",
+      'config.data.tokenizer is "original" on host 1, "train" on host 0',
+      "the experiment file is " + sha256.format("tiny.py, ", "tiny.py, "),
+      "the code of clip_jax is " + sha256.format("", ""),
+      "the data of config.data.sources.0 is " + sha256.format("40 records, ", "40 records, "),
+    ):
+      assert re.search(message, run.text(i)), (message, run.text(i))
+  assert not list(tmp_path.rglob(".shared-*"))
+  assert not list((tmp_path / "run").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -210,21 +299,67 @@ def test_the_environment_of_a_job_set(monkeypatch):
     hosts.start()
 
 
+JOIN = """
+import os, sys, time
+from clip_jax import hosts
+try:
+  hosts.start(sys.argv[1], *map(int, sys.argv[2:]))
+except hosts.HostsError as error:
+  print("error:", error, file=sys.stderr, flush=True)
+  os._exit(2)
+time.sleep(100)
+"""
+
+
+def _join(*arguments):
+  """`hosts.start` in a process of its own: JAX may be joined once only."""
+  return subprocess.Popen(
+    [sys.executable, "-c", JOIN, *map(str, arguments)],
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=ROOT,
+  )
+
+
 def test_a_stale_address_is_told():
-  """In a process of its own: JAX may be joined once only."""
-  code = (
-    f"from clip_jax import hosts\nhosts.start('127.0.0.1:{_free_port()}', 2, 1, timeout_seconds=3)"
-  )
-  done = subprocess.run(
-    [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, cwd=ROOT, check=False
-  )
-  assert done.returncode != 0
-  assert "did not reach all others at 127.0.0.1:" in done.stderr, done.stderr
+  """Nothing listens there, or something that never speaks, or the coordinator of another run."""
+  seconds, another = 7, f"127.0.0.1:{_free_port()}"
+  coordinator = _join(another, 2, 0, 100)
+  with socket.socket() as silent:
+    silent.bind(("127.0.0.1", 0))
+    silent.listen()
+    nobody = [f"127.0.0.1:{number}" for number in (_free_port(), silent.getsockname()[1])]
+    try:
+      stale = [_join(address, 3, 1, seconds) for address in nobody]
+      while not hosts._answers(another):
+        assert coordinator.poll() is None
+        time.sleep(0.05)
+      stale += [_join(another, 4, 3, 100), _join(another, 3, 1, 100)]
+      said = [process.communicate(timeout=seconds + 60)[1] for process in stale]
+    finally:
+      coordinator.kill()
+      coordinator.communicate()
+  unreached = "error: process {} did not reach all others at {} in .* is that the address of proc"
+  messages = [unreached.format("1 of 3", address) for address in nobody]
+  messages += [unreached.format("3 of 4", another)]
+  messages += [f"error: process 1 of 3: at {another} is the coordinator of another run, of 2 proc"]
+  for text, message in zip(said, messages, strict=True):
+    assert re.search(message, text), text
+  assert [process.returncode for process in stale] == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("seconds", ["0", "-3", "nan", "inf", "0.5"])
+def test_a_heartbeat_that_would_end_the_run_is_refused(seconds, tmp_path, capsys):
+  (tmp_path / "tiny.py").write_text(EXPERIMENT)
+  words = ["train", "--config", str(tmp_path / "tiny.py"), "--workdir", str(tmp_path / "run")]
+  assert cli.main([*words, "--heartbeat", seconds]) == 2
+  told = capsys.readouterr().err
+  assert told == f"error: --heartbeat {seconds}: want seconds, from 1 to 86400\n"
 
 
 def test_alone_nothing_is_asked():
   hosts.start(processes=1)
-  hosts.agree({"a": 1})
   hosts.wait_for_all("nothing")
   rows = np.ones((2, 3))
   assert hosts.sum_over_hosts(rows) is rows

@@ -48,7 +48,7 @@ LAYERS = (
     "interop.archive",
   ),
   ("models.clip", "losses", "data.pipeline", "evaluation.prompts", "evaluation.encoding"),
-  ("gradients",),
+  ("gradients", "agreement"),
   (
     "interop.weights",
     "interop.writers",

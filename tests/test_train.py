@@ -1,6 +1,7 @@
 """The loop: kill it however you like, and the resumed run is bit for bit the unbroken one."""
 
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -16,7 +17,17 @@ import numpy as np
 import pytest
 import rich.console
 
-from clip_jax import checkpoint, cli, inference, metrics, train
+from clip_jax import (
+  checkpoint,
+  cli,
+  hosts,
+  inference,
+  metrics,
+  sharding,
+  summary,
+  train,
+  train_step,
+)
 from clip_jax import config as c
 from clip_jax.data import pipeline, records
 from clip_jax.interop import exports, sources
@@ -62,7 +73,8 @@ def config(experiment):
 
 
 def _environment():
-  return {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+  flags = "--xla_backend_optimization_level=0"  # as in conftest.py
+  return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
 
 
 def _start(experiment, workdir, *more):
@@ -132,7 +144,7 @@ def test_killed_twice_and_resumed_is_bit_for_bit_the_same(experiment, unbroken, 
     process.send_signal(kill)
     output = process.communicate()[0]
     if kill == signal.SIGTERM:
-      assert process.returncode == 0, output
+      assert process.returncode == hosts.UNFINISHED, output
       assert re.search(r"stopped at step \d+ and saved", output.replace("\n", " ")), output
       saved = _leaves(workdir)[0]
       assert step <= saved  # the steps under way too: none is lost
@@ -240,6 +252,33 @@ def test_bad_batch_and_devices_are_told_first(config, tmp_path):
 def test_nothing_to_train_on(config, tmp_path):
   with pytest.raises(ValueError, match=r"config.data.sources: empty"):
     _run(_short(config, sources=()), tmp_path)
+
+
+def test_more_processes_than_records(config, monkeypatch):
+  few = _short(config, sources=(c.Source("scenes", records=3), c.Source("scenes", records=4)))
+  monkeypatch.setattr(jax, "process_count", lambda: 7)
+  assert len(train.open_sources(few)) == 2
+  monkeypatch.setattr(jax, "process_count", lambda: 8)
+  message = "config.data.sources: 7 records for 8 processes; each needs one at least"
+  with pytest.raises(ValueError, match=message):
+    train.open_sources(few)
+
+
+def test_the_plan_counts_the_bytes_of_one_device(config):
+  """Against arrays that lie on eight devices: weights and moments in parts, rows over fsdp only."""
+  mesh = sharding.make_mesh(c.Mesh(fsdp=4, tensor=2))
+  state = jax.tree.map(
+    lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding),
+    train_step.abstract_state(config, mesh),
+  )
+  first = [x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state)]
+  rows = {"image": np.zeros((16, 32, 32, 3), np.uint8), "tokens": np.zeros((16, 20), np.int32)}
+  batch = sharding.global_batch(rows, mesh)
+  given = [x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(batch)]
+  told = io.StringIO()
+  plan = summary.plan(config, mesh, train.open_sources(config), 0)
+  rich.console.Console(width=200, file=told).print(plan)
+  assert f"{sum(first):,} bytes of state a device, {sum(given):,} of input" in told.getvalue()
 
 
 def test_a_vocabulary_too_large_for_the_model(config, tmp_path):
