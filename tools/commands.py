@@ -7,8 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
-UNFINISHED = 75  # exit code of `clip-jax train`: stopped, and the same command goes on; 0: finished
-
 # What a program said -> what to do, and whether asking again may help ("passing"), cannot
 # ("final"), or nobody knows (""). The first pattern that is found counts.
 _REMEDIES = (

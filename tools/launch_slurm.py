@@ -22,8 +22,9 @@ from collections.abc import Sequence
 if __package__ in (None, ""):
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from clip_jax import metrics
+from clip_jax.hosts import UNFINISHED
 from tools.arguments import config_file, number, split
-from tools.commands import UNFINISHED, Shell, exit_code
+from tools.commands import Shell, exit_code
 
 ROOT = pathlib.Path(__file__).parents[1]
 # srun returns the highest exit code, so an error's must be higher than UNFINISHED. The shell gets

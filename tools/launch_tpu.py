@@ -32,8 +32,9 @@ from collections.abc import Callable, Iterator, Sequence
 if __package__ in (None, ""):
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from clip_jax import preflight
+from clip_jax.hosts import UNFINISHED
 from tools.arguments import bucket_name, config_file, number, resource_name, split
-from tools.commands import UNFINISHED, CommandFailed, LaunchError, Shell, exit_code, say
+from tools.commands import CommandFailed, LaunchError, Shell, exit_code, say
 from tools.queued_resource import KINDS, LOST, Slice
 
 ROOT = pathlib.Path(__file__).parents[1]
