@@ -145,15 +145,19 @@ def global_batch(host_batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax
 
 
 def on_this_host(tree: Any, mesh: Mesh) -> Any:
-  """Whole copies of global arrays on this host's devices alone; with one process, as they are."""
+  """Whole copies of global arrays on one device of this host; with one process, as they are.
+
+  One device, because a TPU runs no program over some chips of a slice alone: libtpu refuses them
+  on a v5e slice of several hosts.
+  """
   if jax.process_count() == 1:
     return tree
-  here = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
-  local = replicated(make_mesh(devices=here))
+  device = jax.local_devices()[0]
+  local = replicated(make_mesh(devices=[device]))
 
   def take(x: jax.Array) -> jax.Array:
-    parts = [shard.data for shard in x.addressable_shards]
-    return jax.make_array_from_single_device_arrays(x.shape, local, parts)
+    part = next(shard.data for shard in x.addressable_shards if shard.device == device)
+    return jax.make_array_from_single_device_arrays(x.shape, local, [part])
 
   whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
   return jax.tree.map(take, whole)
