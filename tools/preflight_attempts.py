@@ -194,11 +194,18 @@ def search_in_parts(attempts: Attempts, generation: str) -> None:
         return
 
 
+_RECOMPUTES = ("tuned", "full")
+
+
+def _remat(attempt: Attempt) -> str:
+  return dict(option.split("=") for option in attempt["options"].split())["model.remat"]
+
+
 def smallest(attempts: Attempts, generation: str, parts: bool) -> Attempt | None:
-  """The fitting attempt with the fewest chips, of these the fastest."""
+  """The fitting attempt with the fewest chips, of these the one that recomputes less."""
   found = [
     a for a in attempts.all
     if a["fits"] and a["topology"].startswith(f"{generation}:") and a["batch_pairs"] == BATCH
     and ("microbatches" in a["options"]) == parts
   ]  # fmt: skip
-  return min(found, key=lambda a: (a["chips"], a["compute_seconds"]), default=None)
+  return min(found, key=lambda a: (a["chips"], _RECOMPUTES.index(_remat(a))), default=None)

@@ -48,23 +48,26 @@ def bound(attempt: Attempt) -> str:
 
 def seconds(attempt: Attempt) -> str:
   """At the least, and as estimated."""
-  least = f"{attempt['compute_seconds']:.2f}"
   if attempt["step_seconds"] is None:
-    return f"{least} | not read yet"
-  return f"{least} | {attempt['step_seconds']:.2f} ({bound(attempt)})"
+    return f"{figure(attempt['compute_seconds'])} | not read yet"
+  return f"{attempt['compute_seconds']:.2f} | {attempt['step_seconds']:.2f} ({bound(attempt)})"
+
+
+def figure(value: float | None, form: str = ".2f") -> str:
+  return "not read yet" if value is None else format(value, form)
 
 
 def row(name: str, generation: str, attempt: Attempt) -> str:
   options = dict(option.split("=") for option in attempt["options"].split())
   parts, count = options.get("microbatches", "1"), attempt["chips"]
-  hours = (attempt["step_seconds"] or attempt["compute_seconds"]) * STEPS / 3600
-  start = "" if attempt["step_seconds"] else "over "
+  hours = None if attempt["step_seconds"] is None else attempt["step_seconds"] * STEPS / 3600
+  chip_hours = None if hours is None else hours * count
   return (
     f"| {name} | {generation} | {attempt['topology'].partition(':')[2]} ({count}) | "
     f"{BATCH // count // int(parts):,} x {parts} | {options['model.remat']} | "
     f"{options['mesh.fsdp']} | {gib(attempt):.1f} of "
-    f"{attempt['capacity_bytes'] / 2**30:.4g} | {seconds(attempt)} | {start}{hours:,.0f} | "
-    f"{start}{hours * count:,.0f} |"
+    f"{attempt['capacity_bytes'] / 2**30:.4g} | {seconds(attempt)} | {figure(hours, ',.0f')} | "
+    f"{figure(chip_hours, ',.0f')} |"
   )
 
 
@@ -85,10 +88,6 @@ def table(everything: dict[str, Attempts], parts: bool) -> Iterator[str]:
         yield row(name, generation, found) if found else missing
 
 
-def mfu(attempt: Attempt) -> str:
-  return "" if attempt["mfu"] is None else f"{attempt['mfu']:.0%}"
-
-
 def whole_slices(everything: dict[str, Attempts]) -> Iterator[str]:
   """The nine as they stand, on 256 chips."""
   yield (
@@ -104,8 +103,8 @@ def whole_slices(everything: dict[str, Attempts]) -> Iterator[str]:
         yield f"| {name}, {remat} | | | {gib(found):.1f}: does not fit | | | |"
       elif found:
         yield (
-          f"| {name}, {remat} | {found['compile_seconds']:.0f} | {found['flops_ratio']:.2f} | "
-          f"{gib(found):.1f} | {seconds(found)} | {mfu(found)} |"
+          f"| {name}, {remat} | {found['compile_seconds']:.0f} | {figure(found['flops_ratio'])} | "
+          f"{gib(found):.1f} | {seconds(found)} | {figure(found['mfu'], '.0%')} |"
         )
 
 
@@ -119,7 +118,7 @@ def claims(everything: dict[str, Attempts]) -> Iterator[str]:
     if found:
       start = f"| {MODELS[experiment]}: {what} | {topology} | `{options}` | {gib(found):.1f}"
       if found["fits"]:
-        yield f"{start} | {found['flops_ratio']:.3f} | {found['compile_seconds']:.0f} |"
+        yield f"{start} | {figure(found['flops_ratio'], '.3f')} | {found['compile_seconds']:.0f} |"
       else:
         yield f"{start}: does not fit | | |"
 
@@ -170,7 +169,7 @@ def page() -> str:
     "## The batch in one pass",
     "",
     "The smallest of up to 1,024 chips that holds it; `tuned` where it fits, else `full`.",
-    "`16x16*2` are two slices; the network between slices is not in the bounds.",
+    "`16x16*2` are two slices.",
     "",
     *table(everything, parts=False),
     "",
