@@ -5,6 +5,7 @@ leaves open is chosen, with reasons, in experiments/README.md, "The nine publish
 Data: your own pairs as shards in data/pairs, or wherever --config.data.sources[0].path says; the
 400 million of the paper (WIT) were never published.
 Cost, estimated: 6,107 EFLOP, 21,528 v5e chip-hours at 40 % of the peak. ResNets may reach less.
+Memory (docs/preflight.md): fits v6e:16x16, v4:4x8x8, v5p:4x4x8; not v5e:16x16.
 Expected, from the paper's data: ImageNet zero-shot 70.5 % (Table 11). Measured: not run.
 
 clip-jax train --config experiments/clip_rn50x16.py --workdir runs/clip_rn50x16

@@ -5,6 +5,7 @@ leaves open is chosen, with reasons, in experiments/README.md, "The nine publish
 Data: your own pairs as shards in data/pairs, or wherever --config.data.sources[0].path says; the
 400 million of the paper (WIT) were never published.
 Cost, estimated: 20,882 EFLOP, 73,611 v5e chip-hours at 40 % of the peak. ResNets may reach less.
+Memory (docs/preflight.md): of 256 chips it fits v5p:4x8x8; with `tuned` it fits none.
 Expected, from the paper's data: ImageNet zero-shot 73.6 % (Table 11). Measured: not run.
 
 clip-jax train --config experiments/clip_rn50x64.py --workdir runs/clip_rn50x64
@@ -24,7 +25,7 @@ def get_config() -> ConfigDict:
       name="clip_rn50x64",
       steps=390_625,  # 32 epochs of 400 million pairs
       log_every_steps=100,
-      model=dataclasses.replace(presets.RN50X64, scan_layers=True, remat="tuned"),
+      model=dataclasses.replace(presets.RN50X64, scan_layers=True, remat="full"),
       data=c.Data(
         sources=(c.Source(path="data/pairs"),), batch_pairs=32_768, workers=32, prefetch_batches=2
       ),

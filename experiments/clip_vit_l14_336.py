@@ -6,6 +6,8 @@ Data: that of experiments/clip_vit_l14.py, kept at 336 pixels or more on the sho
 Weights: those of runs/clip_vit_l14, or whatever --config.init names, OpenAI's ViT-L-14.pt for one;
 the image encoder's positions are resized. The moments start anew, as nothing is said of them.
 Cost, estimated: 474 EFLOP, 1,672 v5e chip-hours at 40 % of the peak, beside those of ViT-L/14.
+Memory (docs/preflight.md): fits v6e:16x16, v4:4x8x8, v5p:4x4x4; v5e:16x16 wants
+--config.model.remat=full.
 Expected, from the paper's data: ImageNet zero-shot 76.2 % (Table 11). Measured: not run.
 
 clip-jax train --config experiments/clip_vit_l14_336.py --workdir runs/clip_vit_l14_336
