@@ -33,8 +33,10 @@ lint: $(VENV)/test-installed ## ruff: style and mistakes
 types: $(VENV)/test-installed ## mypy
 	$(BIN)/mypy
 
+# LLVM optimises nothing here: most of a test's time goes to compiling a program that runs once.
 tests: $(VENV)/test-installed ## pytest
-	$(BIN)/python -m pytest --ignore tests/interop --numprocesses auto --maxprocesses 4 --dist loadfile
+	XLA_FLAGS=--xla_backend_optimization_level=0 \
+	  $(BIN)/python -m pytest --ignore tests/interop --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-interop: $(VENV)/interop-installed ## weights in and out, and training, against the originals (3 minutes)
 	$(BIN)/python -m pytest --capture no tests/interop
