@@ -307,25 +307,61 @@ try:
 except hosts.HostsError as error:
   print("error:", error, file=sys.stderr, flush=True)
   os._exit(2)
-time.sleep(100)
+with hosts.watched(int(sys.argv[-1])):
+  print(hosts.gather("who", sys.argv[3]), flush=True)
+  time.sleep(100)
 """
 
 
-def _join(*arguments):
+def _join(address, processes, process, timeout=100, heartbeat=30):
   """`hosts.start` in a process of its own: JAX may be joined once only."""
+  words = map(str, (processes, process, timeout, heartbeat))
   return subprocess.Popen(
-    [sys.executable, "-c", JOIN, *map(str, arguments)],
-    stdout=subprocess.DEVNULL,
+    [sys.executable, "-c", JOIN, address, *words],
+    stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
     cwd=ROOT,
   )
 
 
+def test_a_host_that_hangs_is_named_and_ends_the_others():
+  """Its connections stay open, so that nothing but its silence tells."""
+  address = f"127.0.0.1:{_free_port()}"
+  processes = [_join(address, 2, process, heartbeat=2) for process in range(2)]
+  try:
+    for process in processes:
+      assert process.stdout.readline() == "['0', '1']\n"
+    processes[1].send_signal(signal.SIGSTOP)
+    _, said = processes[0].communicate(timeout=2 + 60)
+  finally:
+    for process in processes:
+      process.kill()
+      process.communicate()
+  assert processes[0].returncode == hosts.UNFINISHED
+  assert f"pid {processes[1].pid}) has shown no sign of life for 2 s: it died" in said
+
+
+@pytest.mark.parametrize("words", ["UNKNOWN: Gloo AllGather failed", "UNAVAILABLE: gone"])
+def test_the_death_of_another_is_no_error_of_ones_own(words):
+  """JAX raises it as errors of several types, which Orbax and this project then wrap."""
+  try:
+    try:
+      raise ValueError(words)
+    except ValueError as error:
+      raise checkpoint.CheckpointError("step 4 could not be written") from error
+  except checkpoint.CheckpointError as error:
+    wrapped = error
+  assert hosts._of_the_runtime(ValueError(words))
+  assert hosts._of_the_runtime(wrapped)
+  assert hosts._of_the_runtime(jax.errors.JaxRuntimeError("anything"))
+  assert not hosts._of_the_runtime(ValueError(f"config.name: {words}"))
+
+
 def test_a_stale_address_is_told():
   """Nothing listens there, or something that never speaks, or the coordinator of another run."""
   seconds, another = 7, f"127.0.0.1:{_free_port()}"
-  coordinator = _join(another, 2, 0, 100)
+  coordinator = _join(another, 2, 0)
   with socket.socket() as silent:
     silent.bind(("127.0.0.1", 0))
     silent.listen()
@@ -335,7 +371,7 @@ def test_a_stale_address_is_told():
       while not hosts._answers(another):
         assert coordinator.poll() is None
         time.sleep(0.05)
-      stale += [_join(another, 4, 3, 100), _join(another, 3, 1, 100)]
+      stale += [_join(another, 4, 3), _join(another, 3, 1)]
       said = [process.communicate(timeout=seconds + 60)[1] for process in stale]
     finally:
       coordinator.kill()
