@@ -163,6 +163,17 @@ def test_a_missing_config_file_is_named(tmp_path):
     cli.load_config(str(tmp_path / "nothing.py"), [])
 
 
+def test_a_batch_normalisation_goes_with_no_microbatches():
+  tree = c.to_dict(_with_image())
+  tree["microbatches"] = 2
+  message = r"config\.microbatches: 2; a ResNet's batch normalisation takes .* whole batch.*1 only"
+  with pytest.raises(parsing.ConfigError, match=message):
+    parsing.parse(tree)
+  tree["microbatches"] = 3
+  with pytest.raises(parsing.ConfigError, match=r"microbatches: 3 does not divide 256 pairs"):
+    parsing.parse(tree)
+
+
 def _locked(init="weights", microbatches=1, **image):
   tree = c.to_dict(c.Config())
   tree |= {"init": init, "microbatches": microbatches}
