@@ -40,9 +40,14 @@ def softmax(
   Returns: (loss, accuracy), float32 scalars. No gradient flows through the accuracy.
   Costs, on each of n devices with b = B / n pairs: memory, a few tiles of 4 b chunk bytes and twice
     the visitors, 4 b E bytes (backward three times). Network, n hops of 4 b (E + W + 2) bytes
-    forward and of 4 b (2 E + W + 1) backward, next neighbours only: B E float32 once and twice,
-    where "gather" takes both sides and gives both gradients back. Time, 2 b B E FLOPs forward and
-    6 b B E backward, 2 of which compute the logits again; in float32 a TPU multiplies six times.
+    forward and of 4 b (2 E + W + 1) backward: 12 B E bytes and little more, where "gather" takes
+    both sides and gives both gradients back. Time, 2 b B E FLOPs forward and 6 b B E backward, 2 of
+    which compute the logits again; in float32 a TPU multiplies six times. The texts' hop is under
+    way during the tiles, that of what they collect comes after. In seconds: `losses.sharded`.
+  A hop leads to the next device in the mesh's order of data x fsdp, over one link, except at the
+    end of a row (of fsdp, or of the slice): the next row's start is as many links away as the row
+    is long, two where its ends are joined (16 of the 256 hops on a whole v5e:16x16), or on another
+    slice. A hop is as fast as the slowest of the devices'.
   """
   return _softmax_forward(mesh, chunk, image_BE, text_BE, scale, ids_BW)[0]
 
@@ -131,7 +136,8 @@ def sigmoid(
 ) -> tuple[jax.Array, jax.Array]:
   """`losses.sigmoid`, its value and its gradient, with O(b chunk) memory on each device.
 
-  Args, returns and costs: as `softmax`, but for the statistics, which need not travel.
+  Args, returns and costs: as `softmax`, but for the statistics, which need not travel: hops of
+    4 b (E + W) bytes forward and of 4 b (2 E + W) backward.
   """
   return _sigmoid_forward(mesh, chunk, image_BE, text_BE, scale, bias, ids_BW)[0]
 
