@@ -54,6 +54,7 @@ LAYERS = (
     "interop.writers",
     "train_step",
     "inference",
+    "evaluation.classifier",
     "evaluation.zero_shot",
     "evaluation.retrieval",
   ),

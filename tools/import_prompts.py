@@ -48,7 +48,7 @@ _ORDER = {
   "fer2013": "the competition's numbers 0 to 6; CLIP_benchmark sorts by name, neutral before sad",
   "oxford_pets": "cats before dogs; TFDS and CLIP_benchmark sort without regard to case",
   "sun397": "jail cell before jail indoor; TFDS has these two the other way round",
-  "ucf101": "Hammer Throw before Hammering and Jump Rope before Jumping Jack; TFDS has each pair the "
+  "ucf101": "Hammer Throw before Hammering, Jump Rope before Jumping Jack; TFDS has both pairs the "
   "other way round",
   "voc2007": "diningtable and pottedplant after sofa; TFDS has all in the alphabet's order",
 }
@@ -109,7 +109,10 @@ def read(source: pathlib.Path, names: Sequence[str] = (), version: str = "") -> 
     }
     expected = [name for name, row in rows.items() if unchanged(row)]
   else:
-    found = of_page(source.read_text(encoding="utf-8"))
+    try:
+      found = of_page(source.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+      raise PromptsImportError(f"{source}: no text in UTF-8, so not the prompts page") from None
     project, file, licence = _PAGE
     where = {"project": project, "version": version, "file": file, "licence": licence}
     expected = [name for name in rows if name != "imagenet"]
@@ -162,7 +165,7 @@ def check(name: str, published: Published, rows: Mapping[str, Mapping[str, str]]
     if found != expected:
       raise PromptsImportError(
         f"{name}: expected {expected:,} {what.replace('_', ' ')}, found {found:,}; is the file "
-        "whole, and OpenAI's newest?"
+        "whole, and as it was published?"
       )
 
 
@@ -216,7 +219,8 @@ def _assignments(name: str, code: str) -> dict[str, Sequence[Any]]:
 def _names(name: str, entry: Any) -> list[str]:
   """One class: a string, or a list or tuple of the names that it goes by."""
   names = [entry] if isinstance(entry, str) else entry
-  if not isinstance(names, (list, tuple)) or not names or not all(isinstance(n, str) for n in names):
+  listed = isinstance(names, (list, tuple)) and names
+  if not listed or not all(isinstance(one, str) for one in names):
     raise PromptsImportError(f"{name}: class {entry!r} is neither a string nor a list of strings")
   return list(names)
 

@@ -1,10 +1,11 @@
 """The tasks of a run's config -> their results."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from clip_jax import config as config_lib
 from clip_jax.data import records
-from clip_jax.evaluation import encoding, prompts, retrieval, zero_shot
+from clip_jax.evaluation import classifier, encoding, prompts, retrieval, zero_shot
 
 Result = zero_shot.ZeroShotResult | retrieval.RetrievalResult
 
@@ -27,6 +28,7 @@ def run_task(
       f"task {name!r}: prompts {task.prompts!r} take their classes from the source, and "
       f"{task.source.path or task.source.kind} names none; choose prompts with classes"
     )
+  prompt_set = dataclasses.replace(prompt_set, classes=classes)
   return zero_shot.evaluate(
     model,
     source,
@@ -36,6 +38,7 @@ def run_task(
     task.limit,
     name=name,
     held_out=prompt_set.held_out,
+    class_CE=classifier.classifier(model, prompt_set, None, "", batch),
   )
 
 

@@ -94,18 +94,24 @@ def evaluate(
   held_out: Sequence[str] = (),
   examples: int = 12,
   seed: int = 0,
+  class_CE: np.ndarray | None = None,
 ) -> ZeroShotResult:
   """Classifies the first `limit` records of `source` (0: all) by their nearest class embedding.
 
   A tie counts against the model: a class that scores exactly as much as the label is ranked before
   it, so a model that embeds everything alike scores 0. Among other ties the earlier class wins.
+  Args: class_CE, the classes' embeddings where they are not those of `classes` in `templates`, or
+    are known already: see `classifier`.
   Raises: EvaluationError naming the record whose image is bad or whose label is no class, or the
     text or image whose embedding is not finite; PromptError for unusable classes or templates.
   Source: section 3.1.
   """
   n = encoding.count(source, batch, limit)
-  encode_text = functools.partial(encoding.encode_texts, model, batch=batch)
-  class_CE = prompts.class_embeddings(encode_text, classes, templates)
+  if class_CE is None:
+    encode_text = functools.partial(encoding.encode_texts, model, batch=batch)
+    class_CE = prompts.class_embeddings(encode_text, classes, templates)
+  elif len(class_CE) != len(classes):
+    raise prompts.PromptError(f"{len(class_CE)} embeddings for {len(classes)} classes")
   index_of = {c: i for i, c in enumerate(classes)}
   labels, keys = np.zeros(n, np.int64), [""] * n
 
