@@ -152,14 +152,30 @@ class Clip:
 
   def _in_chunks(self, encode: Any, inputs: np.ndarray) -> np.ndarray:
     """Runs `encode` on padded chunks of a few fixed sizes, so that it compiles a few times only."""
+    mesh = self._mesh
+    parts = sharding.host_parts(mesh) if mesh else 1
     out = [np.zeros((0, self.config.model.embed_dim), np.float32)]
     for start in range(0, len(inputs), CHUNK):
       chunk = inputs[start : start + CHUNK]
-      size = min(CHUNK, 1 << (len(chunk) - 1).bit_length())
-      padded = np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk), axis=0)])
-      embeddings_NE = encode(self.config, self._encoder_variables, self._on_devices(padded))
-      out.append(np.asarray(embeddings_NE)[: len(chunk)])
+      size = chunk_rows(len(chunk), parts)
+      rows: Any = np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk), axis=0)])
+      if mesh:
+        rows = sharding.global_batch({"rows": rows}, mesh)["rows"]
+      embeddings_NE = encode(self.config, mesh, self._encoder_variables, rows)
+      found = sharding.host_rows(embeddings_NE) if mesh else np.asarray(embeddings_NE)
+      out.append(found[: len(chunk)])
     return np.concatenate(out)
+
+  @functools.cached_property
+  def _mesh(self) -> Mesh | None:
+    """The devices that hold the weights and share the work; None: one, with its own rows.
+
+    Over several hosts each gives rows of its own, equally many, and gets their embeddings; all
+    must call.
+    """
+    where = self.params["log_scale"].sharding
+    mesh = where.mesh if isinstance(where, NamedSharding) else None
+    return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
 
   @functools.cached_property
   def _encoder_variables(self) -> Any:
@@ -172,14 +188,6 @@ class Clip:
     if self.config.model.scan_layers or not one or jax.default_backend() != "cpu":
       return self.variables
     return _apart(self.variables)
-
-  def _on_devices(self, rows: np.ndarray) -> Any:
-    """Rows spread over the devices that hold the weights, where they divide evenly."""
-    where = self.params["log_scale"].sharding
-    mesh = where.mesh if isinstance(where, NamedSharding) else None
-    if isinstance(mesh, Mesh) and len(rows) % mesh.size == 0:
-      return jax.device_put(rows, sharding.batch_sharding(mesh))
-    return rows
 
 
 class _Layers(tuple):
@@ -210,24 +218,49 @@ def _together(tree: Any) -> Any:
   return {name: _together(x) for name, x in tree.items()} if isinstance(tree, Mapping) else tree
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def image_encoder(config: config_lib.Config, variables: Any, image_BRR3: jax.Array) -> Any:
-  """uint8 [B, H, W, 3], or float32 [B, R, R, 3] as preprocessed, -> unit-norm float32 [B, E]."""
+def chunk_rows(rows: int, parts: int = 1) -> int:
+  """How many of at most CHUNK rows a host encodes at a time, with padding: a few sizes only."""
+  size = min(CHUNK, 1 << (rows - 1).bit_length())
+  return -(-size // parts) * parts
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def image_encoder(
+  config: config_lib.Config, mesh: Mesh | None, variables: Any, image_BRR3: jax.Array
+) -> Any:
+  """uint8 [B, H, W, 3], or float32 [B, R, R, 3] as preprocessed, -> unit-norm float32 [B, E].
+
+  Args: mesh, over which the rows lie, before and after; None: on one device.
+  """
   if image_BRR3.dtype == jnp.uint8:
     image_BRR3 = images_lib.fit_on_device(image_BRR3, config.model.image.resolution)
     image_BRR3 = images_lib.normalise(image_BRR3, config.preprocess.mean, config.preprocess.std)
-  return CLIP(config.model).apply(_together(variables), image_BRR3, method="encode_image")
+  return _encode(config, mesh, variables, image_BRR3, "encode_image")
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def text_encoder(config: config_lib.Config, variables: Any, tokens_BL: jax.Array) -> Any:
-  """int32 tokens [B, L] -> unit-norm float32 [B, E]."""
-  return CLIP(config.model).apply(_together(variables), tokens_BL, method="encode_text")
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def text_encoder(
+  config: config_lib.Config, mesh: Mesh | None, variables: Any, tokens_BL: jax.Array
+) -> Any:
+  """int32 tokens [B, L] -> unit-norm float32 [B, E]. Args: mesh, as of `image_encoder`."""
+  return _encode(config, mesh, variables, tokens_BL, "encode_text")
 
 
-def load(path: str | os.PathLike[str]) -> Clip:
+def _encode(
+  config: config_lib.Config, mesh: Mesh | None, variables: Any, rows: jax.Array, method: str
+) -> Any:
+  model, variables = CLIP(config.model), _together(variables)
+  if mesh is None:
+    return model.apply(variables, rows, method=method)
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    rows_BE = model.apply(variables, rows, method=method)
+  return jax.lax.with_sharding_constraint(rows_BE, sharding.batch_sharding(mesh))
+
+
+def load(path: str | os.PathLike[str], mesh: Mesh | None = None) -> Clip:
   """The newest whole checkpoint of a workdir, weights only.
 
+  Args: mesh, whose devices share the work (of several hosts all must call); None: one device.
   Raises: CheckpointError when the folder holds none.
   """
   checkpoints = checkpoint.Checkpoints(pathlib.Path(path), read_only=True)
@@ -236,7 +269,7 @@ def load(path: str | os.PathLike[str]) -> Clip:
     if newest is None:
       raise checkpoint.CheckpointError(f"{path}: no finished checkpoint in {checkpoints.folder}")
     config = parsing.parse(parsing.upgrade(newest[1]["config"]))
-    wanted = _abstract_variables(config)
+    wanted = _abstract_variables(config, mesh or sharding.one_device())
     restored = checkpoints.restore_latest(wanted["params"], batch_stats=wanted.get("batch_stats"))
   finally:
     checkpoints.close()
@@ -254,7 +287,7 @@ def tokenizer_from(saved: str) -> tokenizer_lib.Tokenizer | None:
   )
 
 
-def _abstract_variables(config: config_lib.Config) -> Any:
+def _abstract_variables(config: config_lib.Config, mesh: Mesh) -> Any:
   """What the checkpoint of a run with this config holds."""
   image, text = config.model.image, config.model.text
   image_BRR3 = jax.ShapeDtypeStruct((1, image.resolution, image.resolution, 3), jnp.float32)
@@ -265,4 +298,4 @@ def _abstract_variables(config: config_lib.Config) -> Any:
     return {**variables, "params": optimizer.at_rest(config.optimizer, variables["params"])}
 
   shapes = jax.eval_shape(initial, jax.random.key(0), image_BRR3, tokens_BL)
-  return sharding.place(shapes, sharding.one_device())
+  return sharding.place(shapes, mesh)

@@ -6,7 +6,6 @@ how long does it take?
 
 import contextlib
 import dataclasses
-import functools
 import importlib.util
 import math
 import os
@@ -259,47 +258,37 @@ def compiled(lowered: jax.stages.Lowered, options: dict[str, Any] | None = None)
 
 
 def _evaluation_bytes(config: config_lib.Config, mesh: jax.sharding.Mesh) -> int:
-  """What an evaluation needs on a device beside the training state, for its image encoder.
+  """What an evaluation needs on a device beside the training state: its image encoder.
 
-  A device then holds whole copies of the weights (`on_this_host`), unless one process trains and
-  its weights lie whole already. Those that rest in bfloat16 are there in float32 once more. The
-  devices of a host share the images; the compiler says what the encoder needs for one's part.
-  """
-  devices = list(mesh.devices.flat)
-  host = sum(device.process_index == devices[0].process_index for device in devices)
-  own = host == len(devices) == mesh.shape["data"]
-  state = train_step.abstract_state(config, mesh)
-  weights, treedef = jax.tree.flatten({"params": state.params, "batch_stats": state.batch_stats})
-  copies = 0 if own else sum(x.size * x.dtype.itemsize for x in weights)
-  copies += sum(x.size * 4 for x in weights if x.dtype != jnp.float32)
-  rows = 1 << (min(config.evaluation.batch, inference.CHUNK) - 1).bit_length()
-  rows = rows if rows % host else rows // host
-  dtype: Any = clip.compute_dtype(config.model, devices[0].platform).name
-  model = dataclasses.replace(config.model, compute_dtype=dtype, remat="none")
-  shapes = tuple(x.shape for x in weights)
-  return copies + _encoder_bytes(model, devices[0], rows, shapes, treedef)
-
-
-@functools.cache
-def _encoder_bytes(
-  model: config_lib.Model, device: Any, rows: int, shapes: tuple[tuple[int, ...], ...], treedef: Any
-) -> int:
-  """Temporaries of `inference.image_encoder` on one device.
-
-  (libtpu refuses programs for some of the chips of v5e slices over 4x4, but for one it compiles.)
-  Compiled in haste, which takes a fifth of the time. The peaks of ViT-B/32, ViT-L/14@336px and
+  The weights stay as they lie; those that rest in bfloat16 are there in float32 once more. Compiled
+  in haste, which takes a fifth of the time. On one chip the peaks of ViT-B/32, ViT-L/14@336px and
   RN50x16 are then 14, 4 and 0 % under those of the program that an evaluation runs.
   """
-  here, side = sharding.replicated(sharding.make_mesh(devices=[device])), model.image.resolution
-  image = jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8, sharding=here)
-  weights = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=here) for shape in shapes]
-  variables = jax.tree.unflatten(treedef, weights)
-  encoder = inference.image_encoder.lower(config_lib.Config(model=model), variables, image)
+  devices, state = list(mesh.devices.flat), train_step.abstract_state(config, mesh)
+  weights = {"params": state.params, "batch_stats": state.batch_stats}
+  hosts = len({device.process_index for device in devices})
+  parts = -(-mesh.shape["data"] * mesh.shape["fsdp"] // hosts)
+  rows = inference.chunk_rows(-(-config.evaluation.batch // hosts), parts) * hosts
+  dtype: Any = clip.compute_dtype(config.model, devices[0].platform).name
+  model = dataclasses.replace(config.model, compute_dtype=dtype, remat="none")
+  side = model.image.resolution
+  image = jax.ShapeDtypeStruct(
+    (rows, side, side, 3), jnp.uint8, sharding=sharding.batch_sharding(mesh)
+  )
+  wide = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), weights
+  )
+  encoder = inference.image_encoder.lower(config_lib.Config(model=model), mesh, wide, image)
+  widened = sum(
+    4 * math.prod(x.sharding.shard_shape(x.shape))
+    for x in jax.tree.leaves(weights)
+    if x.dtype != jnp.float32
+  )
   try:
     memory = compiled(encoder, {"exec_time_optimization_effort": -1.0}).memory_analysis()
   except DoesNotFit as error:
-    return int(error.used_bytes)
-  return _peak(memory) - int(memory.argument_size_in_bytes)
+    return widened + int(error.used_bytes)
+  return widened + _peak(memory) - int(memory.argument_size_in_bytes)
 
 
 def gib(size: float) -> str:

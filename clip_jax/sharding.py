@@ -105,7 +105,11 @@ def _check_hosts(mesh: Mesh) -> None:
 
 
 def one_device() -> Mesh:
-  """A mesh of the first device of this host."""
+  """A mesh of the first device of this host.
+
+  One, because a TPU runs no program over some chips of a slice: libtpu refuses them on a v5e slice
+  of several hosts.
+  """
   return make_mesh(devices=jax.local_devices()[:1])
 
 
@@ -144,23 +148,16 @@ def global_batch(host_batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax
   return {k: jax.make_array_from_process_local_data(rows, v) for k, v in host_batch.items()}
 
 
-def on_this_host(tree: Any, mesh: Mesh) -> Any:
-  """Whole copies of global arrays on one device of this host; with one process, as they are.
+def host_parts(mesh: Mesh) -> int:
+  """In how many parts this host's devices split its rows of a batch."""
+  first = mesh.devices.reshape(-1, mesh.shape["tensor"])[:, 0]
+  return sum(device.process_index == jax.process_index() for device in first)
 
-  One device, because a TPU runs no program over some chips of a slice alone: libtpu refuses them
-  on a v5e slice of several hosts.
-  """
-  if jax.process_count() == 1:
-    return tree
-  device = jax.local_devices()[0]
-  local = replicated(make_mesh(devices=[device]))
 
-  def take(x: jax.Array) -> jax.Array:
-    part = next(shard.data for shard in x.addressable_shards if shard.device == device)
-    return jax.make_array_from_single_device_arrays(x.shape, local, [part])
-
-  whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
-  return jax.tree.map(take, whole)
+def host_rows(x: jax.Array) -> np.ndarray:
+  """This host's rows of an array that lies by `batch_sharding`: the inverse of `global_batch`."""
+  parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+  return np.concatenate([parts[start] for start in sorted(parts)])
 
 
 def place(tree: Any, mesh: Mesh) -> Any:

@@ -15,7 +15,7 @@ import rich.table
 from jax.sharding import Mesh
 
 from clip_jax import config as config_lib
-from clip_jax import inference, metrics, train_step
+from clip_jax import inference, metrics, sharding, train_step
 from clip_jax.data import pipeline, records
 from clip_jax.evaluation import embedding_map, report, tasks, zero_shot
 from clip_jax.models import clip
@@ -96,11 +96,11 @@ def finish(
 ) -> tuple[dict[str, Any], list[tasks.Result]]:
   """Evaluates the newest checkpoint of a workdir on the tasks of its config.
 
-  Writes `results.json` into the workdir, and the report to `page` where one is asked for. Of
-  several processes all must call; the first writes.
+  All devices of all processes share the work. Writes `results.json` into the workdir, and the
+  report to `page` where one is asked for. Of several processes all must call; the first writes.
   Returns: what `results.json` holds, and the results themselves.
   """
-  model = inference.load(workdir)
+  model = inference.load(workdir, sharding.make_mesh())
   config = model.config
   opened = [
     pipeline.open_source(task.source, model.resolution, config.seed)

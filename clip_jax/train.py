@@ -91,10 +91,9 @@ def train(
       evaluate_now = config.evaluation.every_steps and done % config.evaluation.every_steps == 0
       if evaluate_now and done < config.steps:
         with log.time("evaluation"):
-          params, batch_stats = sharding.on_this_host((state.params, state.batch_stats), mesh)
-          model = inference.Clip(config, params, tokenizer, batch_stats=batch_stats)
+          model = inference.Clip(config, state.params, tokenizer, batch_stats=state.batch_stats)
           results = tasks.run(model, config, held_out)
-          del model, params, batch_stats  # on a CPU they hold what the next step replaces
+          del model  # on a CPU it holds what the next step replaces
         log.write(done, tasks.figures(results))
       if done % config.checkpoint.every_steps == 0 or done == config.steps or stopping:
         rest = {"step": state.step, "opt_state": state.opt_state, "guard": state.guard}

@@ -237,7 +237,34 @@ def test_no_layer_is_cut_out_of_a_stack_in_a_call():
   """It would be a copy of the weights, once a call."""
   model = _deep(c.Vision(resolution=16, patch=8, width=16, layers=3, heads=2))
   tokens = np.zeros((1, 8), np.int32)
-  compiled = inference.text_encoder.lower(model.config, model._encoder_variables, tokens).compile()
+  compiled = inference.text_encoder.lower(
+    model.config, None, model._encoder_variables, tokens
+  ).compile()
   stack = model.params["text"]["transformer"]["blocks"]["mlp"]["fc"]["kernel"].shape
   shape = ",".join(map(str, stack))
   assert f"f32[{shape}]" not in compiled.as_text()
+
+
+@pytest.mark.parametrize("mesh", [c.Mesh(), c.Mesh(fsdp=4), c.Mesh(fsdp=2, tensor=2)])
+@pytest.mark.parametrize("n", [1, 5, 19])
+def test_weights_spread_over_devices_give_the_same_embeddings(mesh, n):
+  """Any number of rows, and the weights stay where they are."""
+  alone = _deep(c.Vision(resolution=16, patch=8, width=16, layers=3, heads=2))
+  spread = sharding.make_mesh(mesh)
+  places = jax.tree.map(lambda x: x.sharding, sharding.place(alone.params, spread))
+  model = inference.Clip(alone.config, jax.device_put(alone.params, places), None)
+  tokens = np.random.default_rng(0).integers(0, 600, (n, 8), np.int32)
+  for method, x in (("encode_image", _pixels(n)), ("encode_text", tokens)):
+    wanted, found = getattr(alone, method)(x), getattr(model, method)(x)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+  blocks = model._encoder_variables["params"]["text"]["transformer"]["blocks"]
+  kernel = blocks["mlp"]["fc"]["kernel"]
+  assert kernel.sharding.shard_shape(kernel.shape)[1] == 16 // mesh.fsdp
+
+
+def test_a_checkpoint_loads_onto_all_devices(workdir, model):
+  everywhere = inference.load(workdir, sharding.make_mesh())
+  assert len(everywhere.params["log_scale"].devices()) == 8
+  np.testing.assert_allclose(
+    everywhere.encode_image(_pixels(11)), model.encode_image(_pixels(11)), atol=1e-6
+  )

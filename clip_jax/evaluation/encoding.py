@@ -88,16 +88,16 @@ def encode_images(
 
   def encode(rows: range) -> np.ndarray:
     chunk = [_decoded(model, source, i, seen.pop(i)) for i in rows]
-    chunk.extend(chunk[-1:] * (batch - len(rows)))
-    return _rows(model.encode_image(np.stack(chunk)), batch)[: len(rows)]
+    chunk.extend(chunk[-1:] * (share(batch) - len(rows)))
+    return _rows(model.encode_image(np.stack(chunk)), share(batch))[: len(rows)]
 
   seen: dict[int, records.Record] = {}
 
-  def look(rows: range, mine: bool) -> None:
+  def look(rows: range, own: range) -> None:
     for i in rows:
       record = read(source, i)
       visit(i, record)
-      if mine:
+      if i in own:
         seen[i] = record
 
   return _checked(_shared(n, batch, encode, look), source.locate)
@@ -113,33 +113,38 @@ def encode_texts(
 
   def encode(rows: range) -> np.ndarray:
     chunk = [texts[i] for i in rows]
-    chunk.extend(chunk[-1:] * (batch - len(rows)))
-    return _rows(model.encode_text(chunk, truncate), batch)[: len(rows)]
+    chunk.extend(chunk[-1:] * (share(batch) - len(rows)))
+    return _rows(model.encode_text(chunk, truncate), share(batch))[: len(rows)]
 
   return _checked(_shared(len(texts), batch, encode), lambda i: f"text {texts[i]!r}")
+
+
+def share(batch: int) -> int:
+  """How many rows of every chunk of `batch` each host encodes, the last of them as padding."""
+  return -(-batch // jax.process_count())
 
 
 def _shared(
   n: int,
   batch: int,
   encode: Callable[[range], np.ndarray],
-  look: Callable[[range, bool], None] = lambda rows, mine: None,
+  look: Callable[[range, range], None] = lambda rows, own: None,
 ) -> np.ndarray:
-  """[n, E]: chunk k encoded by process k, k + processes, ...; all of them know the result.
+  """[n, E]: each process encodes its part of every chunk; all of them know the result.
 
-  Every process encodes the first chunk too, which tells it E.
+  All encode equally often, because a model that lies over several hosts asks for it: one without
+  rows in the last chunk encodes its first again.
   """
-  host, count = jax.process_index(), jax.process_count()
-  out_NE = np.zeros((0, 0), np.float32)
-  for k, start in enumerate(range(0, n, batch)):
-    rows, mine = range(start, min(start + batch, n)), k % count == host
-    look(rows, mine or k == 0)
-    if mine or k == 0:
-      rows_bE = encode(rows)
-      if k == 0:
-        out_NE = np.zeros((n, rows_bE.shape[1]), np.float32)
-      if mine:
-        out_NE[start : start + len(rows)] = rows_bE
+  out_NE, host, mine = np.zeros((0, 0), np.float32), jax.process_index(), share(batch)
+  for start in range(0, n, batch):
+    rows = range(start, min(start + batch, n))
+    own = rows[host * mine : (host + 1) * mine]
+    look(rows, own or rows[:1])
+    rows_bE = encode(own or rows[:1])
+    if not start:
+      out_NE = np.zeros((n, rows_bE.shape[1]), np.float32)
+    if own:
+      out_NE[own.start : own.stop] = rows_bE
   return hosts.sum_over_hosts(out_NE)
 
 
