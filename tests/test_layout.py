@@ -16,6 +16,8 @@ LAYERS = (
     "hosts",
     "rounding",
     "cli_options",
+    "evaluation.noise_and_blur",
+    "evaluation.shifts",
     "data.bytepairs",
     "data.cleaning",
     "data.images",
@@ -23,7 +25,7 @@ LAYERS = (
     "interop.onnx_edits",
     "interop.writers",
   ),
-  ("collectives", "sharding"),
+  ("collectives", "sharding", "evaluation.weather_and_digital"),
   (
     "models.transformer",
     "models.presets",
@@ -56,6 +58,8 @@ LAYERS = (
     "inference",
     "evaluation.zero_shot",
     "evaluation.retrieval",
+    "evaluation.corruptions",
+    "evaluation.overlap",
   ),
   ("interop.graphs", "interop.inputs"),
   (
@@ -64,7 +68,7 @@ LAYERS = (
     "evaluation.curves",
     "evaluation.embedding_map",
   ),
-  ("evaluation.figures", "interop.exports", "initial"),
+  ("evaluation.figures", "evaluation.stress", "interop.exports", "initial"),
   ("evaluation.report", "interop.verify"),
   ("summary", "preflight"),
   ("train", "preflight_text", "remedies"),
@@ -77,7 +81,7 @@ FENCES = {
   "grain": {"data.pipeline"},
   "array_record": {"data.records"},
   "tokenizers": {"data.bytepairs"},
-  "PIL": {"data.images", "data.scenes", "evaluation.figures"},
+  "PIL": {"data.images", "data.scenes", "evaluation.figures", "evaluation.weather_and_digital"},
   "tensorboardX": {"metrics"},
   "jinja2": {"evaluation.report"},
   "argparse": {"cli", "cli_options"},
@@ -156,6 +160,8 @@ TESTED_WITH = {
   "models.presets": "models",
   "summary": "train",
   "ring": "losses",
+  "evaluation.noise_and_blur": "corruptions",
+  "evaluation.weather_and_digital": "corruptions",
 }
 
 
