@@ -25,7 +25,7 @@ LAYERS = (
     "interop.onnx_edits",
     "interop.writers",
   ),
-  ("collectives", "sharding", "evaluation.weather_and_digital"),
+  ("collectives", "sharding", "evaluation.weather_and_digital", "evaluation.shift_accuracy"),
   (
     "models.transformer",
     "models.presets",
