@@ -251,6 +251,32 @@ def test_plasma_wraps_around_and_fills_its_range():
   assert np.abs(np.diff(rough, axis=0)).mean() > 2 * np.abs(np.diff(field, axis=0)).mean()
 
 
+@pytest.mark.parametrize("decay", [1.4, 2.0])
+def test_each_level_of_plasma_is_smaller_by_decay_squared(decay):
+  """What the middles of squares have over the mean of their corners, at two levels."""
+  field = weather_and_digital._plasma(512, 512, decay, np.random.default_rng(0))
+
+  def random_part(half):
+    corner = field[:: 2 * half, :: 2 * half]
+    corners = (corner + np.roll(corner, -1, 0) + np.roll(np.roll(corner, -1, 0), -1, 1)) / 4
+    corners += np.roll(corner, -1, 1) / 4
+    return (field[half :: 2 * half, half :: 2 * half] - corners).std()
+
+  assert random_part(2) / random_part(1) == pytest.approx(decay**2, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["gaussian_blur", "defocus_blur", "motion_blur", "zoom_blur"])
+def test_an_image_of_half_the_size_is_blurred_as_much_in_proportion(name):
+  def halved(image):
+    return image.reshape(112, 2, 112, 2, 3).mean((1, 3))
+
+  small = np.rint(halved(PHOTOS[1])).astype(np.uint8)
+  whole = halved(corrupt(PHOTOS[1], name, 4, "k"))[10:-10, 10:-10]
+  half = corrupt(small, name, 4, "k")[10:-10, 10:-10]
+  blurred = np.abs(half.astype(float) - small[10:-10, 10:-10]).mean()
+  assert np.abs(whole - half).mean() < 0.15 * blurred
+
+
 @pytest.mark.parametrize(("severity", "thickness"), each(1.5, 2, 2.5, 2.5, 3))
 def test_fog_on_grey_lies_between_no_haze_and_full_haze(severity, thickness):
   """x + thickness p, times x / (x + thickness) where x is the brightest: p is 0 to 1 at 256."""

@@ -60,6 +60,7 @@ LAYERS = (
     "evaluation.retrieval",
     "evaluation.corruptions",
     "evaluation.overlap",
+    "evaluation.overlap_effect",
   ),
   ("interop.graphs", "interop.inputs"),
   (
