@@ -184,12 +184,20 @@ def test_nothing_in_common_is_no_pair():
 
 
 def test_training_data_of_which_nothing_can_be_read():
-  evaluated, _ = sources()
+  """Not even a grey image has a pair among what could not be read."""
+  grey = Record("grey", encoded(Image.new("RGB", (50, 40), (128, 128, 128))), ())
+  evaluated = MemorySource([grey, Record("e", encoded(drawing(0)), ())], "evaluated")
   training = Source([Record("a", b"", ()), Record("b", b"junk", ())])
   found = overlap.search_by_hash(evaluated, training)
   assert (found.pairs, found.trained, found.unreadable) == ((), 2, 2)
   found = overlap.search_by_embedding(Thumbnails(4), evaluated, training, 4)
   assert (found.pairs, found.trained, found.unreadable) == ((), 2, 2)
+  training.records.append(grey)
+  for found in (
+    overlap.search_by_hash(evaluated, training),
+    overlap.search_by_embedding(Thumbnails(4), evaluated, training, 4),
+  ):
+    assert [(m.key, m.train_key, m.train_index) for m in found.pairs] == [("grey", "grey", 2)]
 
 
 def test_a_bad_evaluated_record_is_an_error_that_names_it():

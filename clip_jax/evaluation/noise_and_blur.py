@@ -3,8 +3,8 @@
 Every corruption takes uint8 [H, W, 3], a severity from 1 to 5 and a generator, and gives uint8
 [H, W, 3]. The parameters are those published for images of 224 pixels; the ones that count pixels
 (radii, widths, reaches) are multiplied by the image's short side over 224, so that an image of
-another size is blurred as much in proportion: one of 32 pixels hardly at all at severity 1. Noise is
-drawn for every pixel and is not scaled.
+another size is blurred as much in proportion (one of 32 pixels hardly at all at severity 1). Noise
+is drawn for every pixel and is not scaled.
 Source: Hendrycks & Dietterich 2019 (arXiv 1903.12261); the figures are those of the authors'
 ImageNet-C generator (github.com/hendrycks/robustness, Apache-2.0), the functions are our own.
 Differs: the published images are cut off to whole levels and stored as JPEG of quality 85; here

@@ -201,7 +201,7 @@ def _nearest(
         best_key[start + row] = part.keys[int(good[nearest[row]])]
   # The cosine of equal embeddings may be over 1 by a rounding: the distance is none.
   pairs = tuple(
-    Match(int(i), keys[i], int(best_index[i]), best_key[i], max(0.0, float(best[i])))
+    Match(int(i), keys[int(i)], int(best_index[i]), best_key[i], max(0.0, float(best[i])))
     for i in np.flatnonzero(best < limit)
   )
   return Matches(pairs, threshold, n, trained, unreadable)
