@@ -16,6 +16,8 @@ LAYERS = (
     "hosts",
     "rounding",
     "cli_options",
+    "evaluation.noise_and_blur",
+    "evaluation.shifts",
     "data.bytepairs",
     "data.cleaning",
     "data.images",
@@ -23,7 +25,7 @@ LAYERS = (
     "interop.onnx_edits",
     "interop.writers",
   ),
-  ("collectives", "sharding"),
+  ("collectives", "sharding", "evaluation.weather_and_digital", "evaluation.shift_accuracy"),
   (
     "models.transformer",
     "models.presets",
@@ -57,6 +59,9 @@ LAYERS = (
     "evaluation.classifier",
     "evaluation.zero_shot",
     "evaluation.retrieval",
+    "evaluation.corruptions",
+    "evaluation.overlap",
+    "evaluation.overlap_effect",
   ),
   ("interop.graphs", "interop.inputs"),
   (
@@ -65,7 +70,7 @@ LAYERS = (
     "evaluation.curves",
     "evaluation.embedding_map",
   ),
-  ("evaluation.figures", "interop.exports", "initial"),
+  ("evaluation.figures", "evaluation.stress", "interop.exports", "initial"),
   ("evaluation.report", "interop.verify"),
   ("summary", "preflight"),
   ("train", "preflight_text", "remedies"),
@@ -78,7 +83,7 @@ FENCES = {
   "grain": {"data.pipeline"},
   "array_record": {"data.records"},
   "tokenizers": {"data.bytepairs"},
-  "PIL": {"data.images", "data.scenes", "evaluation.figures"},
+  "PIL": {"data.images", "data.scenes", "evaluation.figures", "evaluation.weather_and_digital"},
   "tensorboardX": {"metrics"},
   "jinja2": {"evaluation.report"},
   "argparse": {"cli", "cli_options"},
@@ -157,6 +162,8 @@ TESTED_WITH = {
   "models.presets": "models",
   "summary": "train",
   "ring": "losses",
+  "evaluation.noise_and_blur": "corruptions",
+  "evaluation.weather_and_digital": "corruptions",
 }
 
 

@@ -1,4 +1,4 @@
-"""The report's curves over steps: metrics lines in, SVG coordinates and hover texts out."""
+"""The report's curves over steps or severities: values in, SVG coordinates and hover texts out."""
 
 import dataclasses
 import math
@@ -9,16 +9,16 @@ WIDTH, HEIGHT = 340, 190  # of a panel, in SVG units
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 24  # margins around the plot
 _MAX_POINTS = 120  # drawn per curve; more are averaged
 
-_PERCENT = "%"
+PERCENT = "%"
 _TRAINING = (  # key in metrics.jsonl, title, unit
   ("train/loss", "Loss", ""),
-  ("train/accuracy", "In-batch accuracy", _PERCENT),
+  ("train/accuracy", "In-batch accuracy", PERCENT),
   ("train/logit_scale", "Logit scale", ""),
   ("train/gradient_norm", "Gradient norm", ""),
   ("train/learning_rate", "Learning rate", ""),
   ("train/pairs_per_second", "Pairs per second", ""),
-  ("train/data_wait", "Share of time waiting for data", _PERCENT),
-  ("train/mfu", "Model FLOP utilisation", _PERCENT),
+  ("train/data_wait", "Share of time waiting for data", PERCENT),
+  ("train/mfu", "Model FLOP utilisation", PERCENT),
 )
 _EVALUATED = {  # metric, what to call it, where its chance level stands
   "top1": ("top-1", "chance"),
@@ -55,6 +55,7 @@ class Panel:
   hit_width: float  # of the strip around each point that answers to the pointer
   evaluation: bool  # of a task, not of training
   chance: tuple[float, str] | None = None
+  along: str = "step"  # what the horizontal axis counts
 
 
 def panels(lines: Sequence[Mapping[str, Any]]) -> list[Panel]:
@@ -63,7 +64,7 @@ def panels(lines: Sequence[Mapping[str, Any]]) -> list[Panel]:
   for key, title, unit in _TRAINING:
     curve = _curve(lines, key)
     if curve:
-      out.append(_panel(title, {title: curve}, unit))
+      out.append(panel(title, {title: curve}, unit))
   tasks = dict.fromkeys(
     key.removeprefix("eval/").rpartition("/")[0]
     for line in lines
@@ -79,7 +80,7 @@ def panels(lines: Sequence[Mapping[str, Any]]) -> list[Panel]:
         levels = _curve(lines, f"eval/{task}/{chance_metric}")
         chance = levels[-1][1] if levels and chance is None else chance
     if curves:
-      out.append(_panel(task, curves, _PERCENT, True, chance))
+      out.append(panel(task, curves, PERCENT, True, chance))
   return out
 
 
@@ -94,18 +95,24 @@ def _curve(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, fl
   return pairs if any(math.isfinite(value) for _, value in pairs) else []
 
 
-def _panel(
+def panel(
   title: str,
   curves: Mapping[str, Sequence[tuple[float, float]]],
   unit: str,
   evaluation: bool = False,
   chance: float | None = None,
+  along: str = "step",
 ) -> Panel:
-  scale = 100.0 if unit == _PERCENT else 1.0
+  """Curves of (x, value) under one pair of axes; `along` is one unit of x, in words.
+
+  With the unit `PERCENT` values and `chance` are shares between 0 and 1. A value may be nan, but
+  not all of them.
+  """
+  scale = 100.0 if unit == PERCENT else 1.0
   values = [v * scale for curve in curves.values() for _, v in curve if math.isfinite(v)]
   steps = [s for curve in curves.values() for s, _ in curve]
-  y_low, y_high = (min(0.0, *values), 100.0 if unit == _PERCENT else max(values))
-  if not evaluation and unit == _PERCENT and max(values) < 40:
+  y_low, y_high = (min(0.0, *values), 100.0 if unit == PERCENT else max(values))
+  if not evaluation and unit == PERCENT and max(values) < 40:
     y_high = max(1.0, *values)
   y_values = ticks(y_low, y_high, 4)
   x_values = ticks(min(0.0, *steps), max(steps), 5)
@@ -115,7 +122,7 @@ def _panel(
   drawn = min(most, _MAX_POINTS)
   return Panel(
     title=title,
-    series=tuple(_series(n, c, x_axis, y_axis, scale, unit) for n, c in curves.items()),
+    series=tuple(_series(n, c, x_axis, y_axis, scale, unit, along) for n, c in curves.items()),
     x_ticks=tuple((x_axis(x), number(x)) for x in x_values if x_axis.low <= x <= x_axis.high),
     y_ticks=tuple((y_axis(y), number(y) + unit) for y in y_values),
     hit_width=round(max(2.0, (WIDTH - LEFT - RIGHT) / drawn), 1),
@@ -123,6 +130,7 @@ def _panel(
     chance=None
     if chance is None
     else (y_axis(chance * scale), f"chance {number(chance * scale)}{unit}"),
+    along=along,
   )
 
 
@@ -141,7 +149,13 @@ class _Axis:
 
 
 def _series(
-  name: str, curve: Sequence[tuple[float, float]], x: _Axis, y: _Axis, scale: float, unit: str
+  name: str,
+  curve: Sequence[tuple[float, float]],
+  x: _Axis,
+  y: _Axis,
+  scale: float,
+  unit: str,
+  along: str,
 ) -> Series:
   """One curve, in at most `_MAX_POINTS` points: past that, means of runs of points in a band."""
   size = -(-len(curve) // _MAX_POINTS)
@@ -153,7 +167,9 @@ def _series(
       broken = True
       continue
     step, mean = run[-1][0], sum(finite) / len(finite)
-    where = f"step {step:,.0f}" if size == 1 else f"steps {run[0][0]:,.0f} to {step:,.0f}, mean"
+    where = f"{along} {step:,.0f}"
+    if size > 1:
+      where = f"{along}s {run[0][0]:,.0f} to {step:,.0f}, mean"
     points.append(Point(x(step), y(mean), f"{name}, {where}: {number(mean)}{unit}"))
     line.append(f"{'M' if broken else 'L'}{x(step)} {y(mean)}")
     upper.append(f"{x(step)} {y(max(finite))}")
