@@ -49,6 +49,8 @@ class Measured:
       raise ResultsError(f"n is {self.n} and seconds {self.seconds}: want at least 0")
     if self.table not in published.TABLES:
       raise ResultsError(f"table is {self.table!r}: choose of {', '.join(published.TABLES)}")
+    if isinstance(self.value, str) and published.TABLES[self.table].rule != "exact":
+      raise ResultsError(f"value is {self.value!r}: want a number in table {self.table}")
 
   @property
   def key(self) -> tuple[str, str, str, str]:

@@ -62,6 +62,11 @@ class Grid:
         out.setdefault(c.why, {})[row if by_row else column] = None
     return {why: tuple(where) for why, where in out.items()}
 
+  def all_reasons(self) -> tuple[tuple[paper_verdicts.Kind, str, tuple[str, ...]], ...]:
+    """The reasons of all cells that are not reproduced: the verdict, why, and where."""
+    kinds = [kind for kind in paper_verdicts.KINDS if kind != "reproduced"]
+    return tuple((k, why, where) for k in kinds for why, where in self.reasons(k).items() if why)
+
 
 def compare(
   measured: Iterable[paper_results.Measured],
@@ -102,11 +107,12 @@ def _grid(
   columns: dict[str, _Line] = {}
   cells: dict[tuple[str, str], published.Cell] = {}
   own = [published.Cell(m.table, m.model, m.dataset, m.metric, "") for m in measured]
-  for cell in (*published.cells(table.key), *own):
+  theirs = published.places(table.key)
+  names = table.column if "metric" in table.row else (*table.column, "metric")
+  for i, cell in enumerate((*theirs, *own)):
     row, column = _place(table, cell)
-    rows.setdefault(row, _Line({n: getattr(cell, n) for n in table.row}, bool(cell.value)))
-    names = table.column if "metric" in table.row else (*table.column, "metric")
-    line = _Line({n: getattr(cell, n) for n in names}, bool(cell.value))
+    rows.setdefault(row, _Line({n: getattr(cell, n) for n in table.row}, i < len(theirs)))
+    line = _Line({n: getattr(cell, n) for n in names}, i < len(theirs))
     expected = columns.setdefault(column, line).names
     if expected != line.names:
       raise TablesError(
@@ -125,8 +131,8 @@ def _grid(
     for column, of_column in columns.items():
       names_of = {"model": "", "dataset": "", "metric": "", **of_row.names, **of_column.names}
       cell = cells.get((row, column)) or published.Cell(table.key, **names_of, value="")
-      theirs = of_row.theirs and of_column.theirs
-      out[row, column] = _comparison(cell, found.get((row, column)), theirs, missing)
+      known = of_row.theirs and of_column.theirs
+      out[row, column] = _comparison(cell, found.get((row, column)), known, missing)
   return Grid(table, tuple(rows), tuple(columns), out)
 
 

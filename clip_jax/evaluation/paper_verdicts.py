@@ -2,12 +2,34 @@
 
 import decimal
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 from clip_jax.evaluation import paper_results, published, published_notes
 
 Kind = Literal["reproduced", "off", "known to differ", "not available", "not published"]
 KINDS: tuple[Kind, ...] = ("reproduced", "off", "known to differ", "not available", "not published")
+
+# One sign a verdict, so that nobody has to tell them apart by colour.
+MARKS: Mapping[Kind, str] = {
+  "reproduced": "✓",
+  "off": "✗",
+  "known to differ": "◆",
+  "not available": "∅",
+  "not published": "○",
+}
+MEANINGS: Mapping[Kind, str] = {
+  "reproduced": "reproduced within the tolerance",
+  "off": "off by more than the tolerance",
+  "known to differ": "known to differ, and why is said below",
+  "not available": "not measured, and how to get it is said below",
+  "not published": "the paper prints no such figure",
+}
+RULE = (
+  "Reproduced: a share within 0.5 points or two standard errors of the published share over the "
+  "paper's test set, whichever is more; a difference of shares within 1 point; a ratio within 5 % "
+  "or half of its last digit; sizes and hyperparameters only where equal."
+)
 
 _LEAST_POINTS = decimal.Decimal("0.5")
 _LEAST_RATIO = decimal.Decimal("0.05")

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import re
 import types
 from collections.abc import Iterator, Mapping
 from typing import Literal
@@ -125,6 +126,12 @@ def table(key: str) -> Table:
 @functools.cache
 def cells(key: str) -> tuple[Cell, ...]:
   """All cells of a table, row by row, in the printed order. Raises: PublishedError."""
+  return tuple(cell for cell in places(key) if cell.value)
+
+
+@functools.cache
+def places(key: str) -> tuple[Cell, ...]:
+  """The cells with those that the paper leaves empty, which keep their place in the order."""
   name = table(key).key
   found: Iterator[Cell]
   if name == "9":
@@ -141,7 +148,13 @@ def cells(key: str) -> tuple[Cell, ...]:
     found = _shapes(name)
   else:
     found = (Cell(**row) for row in rows("extra_tables.csv") if row["table"] == name)
-  return tuple(cell for cell in found if cell.value)
+  return tuple(found)
+
+
+def model_of(label: str) -> tuple[str, bool]:
+  """What "Zero-Shot CLIP (RN50)" or "Linear Probe CLIP (RN50)" is made of; whether it is probed."""
+  match = re.fullmatch(r"(Zero-Shot|Linear Probe) CLIP \((.+)\)", label)
+  return (match[2], match[1] == "Linear Probe") if match else (label, False)
 
 
 @functools.cache
@@ -174,7 +187,7 @@ def _shifts(key: str) -> Iterator[Cell]:
   where = TABLES[key].title
   for row in rows("robustness.csv"):
     for name, value in row.items():
-      if row["where"] == where and name not in ("model", "where", "status"):
+      if row["where"] == where and value and name not in ("model", "where", "status"):
         dataset, _, metric = name.partition(" ")
         yield Cell(key, row["model"], dataset, metric or "accuracy", value)
 

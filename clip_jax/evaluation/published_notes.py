@@ -55,11 +55,11 @@ class Reference:
 
 def references(cell: published.Cell) -> tuple[Reference, ...]:
   """Others' measurements that can be set beside a published cell of Tables 10, 11, 13 and 16."""
-  model = cell.model.removeprefix("Zero-Shot CLIP (").removesuffix(")")
+  model, probed = published.model_of(cell.model)
   key = "openclip_reference.csv"
   found = [
     row
-    for row in (published.rows(key) if cell.table in ("11", "13", "16") else ())
+    for row in (published.rows(key) if cell.table in ("11", "13", "16") and not probed else ())
     if (row["model"], row["dataset"], row["paper_value"]) == (model, cell.dataset, cell.value)
     and (cell.table != "13" or row["metric"].replace("_", " ") == cell.metric)
   ]
