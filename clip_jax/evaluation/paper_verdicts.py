@@ -19,10 +19,10 @@ MARKS: Mapping[Kind, str] = {
   "not published": "○",
 }
 MEANINGS: Mapping[Kind, str] = {
-  "reproduced": "reproduced within the tolerance",
-  "off": "off by more than the tolerance",
-  "known to differ": "known to differ, and why is said below",
-  "not available": "not measured, and how to get it is said below",
+  "reproduced": "measured within the tolerance",
+  "off": "outside of it, by a difference that nothing explains",
+  "known to differ": "outside of it, for a reason that is known and stands below the table",
+  "not available": "not measured; how to get it stands below the table",
   "not published": "the paper prints no such figure",
 }
 RULE = (

@@ -82,8 +82,8 @@ def _cells(grid: paper_tables.Grid) -> Iterator[tuple[str, list[paper_tables.Com
 def markdown(grids: Sequence[paper_tables.Grid], notes: Sequence[str] = ()) -> str:
   """Every table as `measured mark (published)`, with the reasons beneath it."""
   out = ["# Measured beside published", "", verdicts.RULE, ""]
-  legend = (f"{verdicts.MARKS[kind]} {verdicts.MEANINGS[kind]}" for kind in verdicts.KINDS)
-  out += ["; ".join(legend) + ".", ""]
+  out += [f"- {verdicts.MARKS[kind]} {kind}: {verdicts.MEANINGS[kind]}" for kind in verdicts.KINDS]
+  out.append("")
   out += [f"- {_markdown(note)}" for note in notes] + ([""] if notes else [])
   for grid in grids:
     heads, _, _ = _lines(grid)
@@ -93,7 +93,7 @@ def markdown(grids: Sequence[paper_tables.Grid], notes: Sequence[str] = ()) -> s
       out.append(_row([_markdown(label), *(_markdown_cell(c) for c in comparisons)]))
     out.append("")
     for kind, why, where in grid.all_reasons():
-      mark, places = verdicts.MARKS[kind], _markdown(", ".join(where))
+      mark, places = verdicts.MARKS[kind], _markdown("; ".join(where))
       out.append(f"- {mark} {kind}: {_markdown(why)} ({places})")
     out.append("")
   return "\n".join(out).rstrip() + "\n"
@@ -137,7 +137,7 @@ def latex(grids: Sequence[paper_tables.Grid]) -> str:
       out.append(" & ".join([_latex(label), *map(_latex_cell, comparisons)]) + r" \\")
     out += [r"\bottomrule", r"\end{tabular}}"]
     for kind, why, where in grid.all_reasons():
-      words = f"{_latex(kind)}: {_latex(why)} ({_latex(', '.join(where))})"
+      words = f"{_latex(kind)}: {_latex(why)} ({_latex('; '.join(where))})"
       out.append(rf"\par\footnotesize\raggedright {_LATEX_MARKS[kind]} {words}")
     out += [r"\end{table}", ""]
   return "\n".join(out)
