@@ -19,11 +19,15 @@ def test_images(dataset: str) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-  """Why a cell does not reproduce; `up_to`: the largest difference that others saw, in points."""
+  """Why a cell does not reproduce; `up_to`: the largest difference that others saw, in points.
+
+  `other_images`: that is no reason for a measurement on as many images as the paper's test set has.
+  """
 
   why: str
   source: str
   up_to: decimal.Decimal | None
+  other_images: bool
 
 
 def known_difference(cell: published.Cell) -> Known | None:
@@ -32,7 +36,7 @@ def known_difference(cell: published.Cell) -> Known | None:
     names = ("model", "dataset", "metric")
     if row["table"] == cell.table and all(row[n] in ("", getattr(cell, n)) for n in names):
       up_to = decimal.Decimal(row["up_to"]) if row["up_to"] else None
-      return Known(row["why"], row["source"], up_to)
+      return Known(row["why"], row["source"], up_to, row["when"] == "other images")
   return None
 
 
