@@ -1,7 +1,6 @@
 """The experiment files: the paper's numbers, steps that make whole epochs, tables that are true."""
 
 import ast
-import csv
 import dataclasses
 import functools
 import json
@@ -14,11 +13,11 @@ from jax.sharding import AbstractMesh, AxisType
 
 from clip_jax import cli, sharding, train_step
 from clip_jax import config as c
+from clip_jax.evaluation import published
 from clip_jax.models import clip
 from tools import results_table
 
 ROOT = pathlib.Path(__file__).parents[1]
-GOLDEN = pathlib.Path(__file__).parent / "golden"
 FILES = sorted((ROOT / "experiments").glob("*.py"))
 TARGETS = {row["experiment"]: row for row in results_table.read_targets()}
 NINE = {
@@ -61,7 +60,7 @@ def test_the_nine_models_and_the_runs_with_targets_are_there():
 
 @pytest.mark.parametrize("model", NINE)
 def test_the_nine_have_the_hyperparameters_of_the_paper(model):
-  golden = json.loads((GOLDEN / "paper_hyperparameters.json").read_text())
+  golden = json.loads((published.FOLDER / "hyperparameters.json").read_text())
   table, family = golden["table18"], "ResNet" if model.startswith("RN") else "ViT"
   config = _config(NINE[model])
   assert config.optimizer == c.Optimizer(
@@ -78,18 +77,17 @@ def test_the_nine_have_the_hyperparameters_of_the_paper(model):
   assert config.model.activation == "quick_gelu"
   assert config.data.tokenizer == "original"
   assert config.preprocess == c.Preprocess(
-    tuple(golden["preprocess"]["mean"]), tuple(golden["preprocess"]["std"])
+    tuple(golden["augmentation"]["mean"]), tuple(golden["augmentation"]["std"])
   )
   tuned = model == "ViT-L/14@336px"  # one more epoch from the weights of ViT-L/14
   assert int(TARGETS[NINE[model]]["epochs"]) == (1 if tuned else table["training_epochs"])
-  assert int(TARGETS[NINE[model]]["pairs"]) == golden["dataset_pairs"]
+  assert int(TARGETS[NINE[model]]["pairs"]) == golden["derived"]["dataset_pairs"]
   assert config.init == ("runs/clip_vit_l14" if tuned else "")
 
 
 @pytest.mark.parametrize("model", NINE)
 def test_the_nine_have_the_architectures_of_the_paper(model):
-  rows = csv.DictReader((GOLDEN / "architectures.csv").read_text().splitlines())
-  row = next(row for row in rows if row["model"] == model)
+  row = next(row for row in published.rows("architectures.csv") if row["model"] == model)
   image, text = _config(NINE[model]).model.image, _config(NINE[model]).model.text
   assert image.resolution == int(row["input_resolution"])
   assert _config(NINE[model]).model.embed_dim == int(row["embed_dim"])

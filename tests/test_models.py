@@ -1,9 +1,7 @@
 """The encoders against PyTorch, the options against the plain model, causality by gradients."""
 
-import csv
 import dataclasses
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ import pytest
 import torch
 
 from clip_jax import config as c
+from clip_jax.evaluation import published
 from clip_jax.models import clip, presets, transformer
 
 SMALL = c.Model(
@@ -226,8 +225,7 @@ def test_text_ignores_what_follows_the_end_token():
 
 @pytest.mark.parametrize("name", presets.PUBLISHED)
 def test_parameter_counts_are_the_published_ones(name):
-  golden = pathlib.Path(__file__).parent / "golden" / "architectures.csv"
-  rows = {row["model"]: row for row in csv.DictReader(golden.read_text().splitlines())}
+  rows = {row["model"]: row for row in published.rows("architectures.csv")}
   counts = clip.parameter_counts(presets.PUBLISHED[name])
   assert counts["total"] == int(rows[name]["params_total"])
   assert counts["image"] == int(rows[name]["params_visual"])

@@ -1,4 +1,3 @@
-import html.parser
 import io
 import json
 import re
@@ -7,47 +6,13 @@ import numpy as np
 import pytest
 import rich.console
 from known_model import KnownModel, captioned, labelled, unit
+from parsed_page import EVIL, Page
 
 from clip_jax.evaluation import embedding_map, report, retrieval, zero_shot
 
-EVIL = "<script>alert('x')</script> & \"quoted\" {{ 7 * 7 }} \u202e\x00\ud800"
-VOID = {"meta", "img", "br", "link", "input", "hr"}
 RUN = report.RunSummary(
   "a run", {"steps": "1,500 of 256 pairs"}, {"wall time": "9 min"}, ("Held out means held out.",)
 )
-
-
-class Page(html.parser.HTMLParser):
-  """Reads a page; fails where a tag is closed that was not open."""
-
-  def __init__(self, text):
-    super().__init__()
-    self.open, self.tags, self.attributes, self.words, self.ids = [], [], [], [], []
-    self.feed(text)
-    self.close()
-    assert self.open == []
-
-  def handle_starttag(self, tag, attributes):
-    self.tags.append(tag)
-    self.attributes.extend((tag, *pair) for pair in attributes)
-    self.ids.extend(value for name, value in attributes if name == "id")
-    if tag not in VOID:
-      self.open.append(tag)
-
-  def handle_startendtag(self, tag, attributes):
-    self.tags.append(tag)
-    self.attributes.extend((tag, *pair) for pair in attributes)
-
-  def handle_endtag(self, tag):
-    assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
-
-  def handle_data(self, data):
-    if self.open and self.open[-1] != "style":
-      self.words.append(data)
-
-  @property
-  def text(self):
-    return " ".join(" ".join(self.words).split())
 
 
 def zero_shot_result(classes=10, n=40, name="shapes", held_out=(), word="class"):

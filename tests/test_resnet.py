@@ -1,9 +1,7 @@
 """The modified ResNet against PyTorch: values, gradients, running statistics; on 1 or 8 devices."""
 
-import csv
 import functools
 import importlib.util
-import pathlib
 import sys
 import types
 
@@ -18,12 +16,11 @@ import torch
 import clip_jax
 from clip_jax import checkpoint, optimizer, sharding, train, train_step
 from clip_jax import config as c
-from clip_jax.evaluation import tasks
+from clip_jax.evaluation import published, tasks
 from clip_jax.models import clip, presets, resnet
 
 F = torch.nn.functional
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "architectures.csv"
-PUBLISHED = {r["model"]: r for r in csv.DictReader(GOLDEN.read_text().splitlines())}
+PUBLISHED = {row["model"]: row for row in published.rows("architectures.csv")}
 RESNETS = [name for name in presets.PUBLISHED if name.startswith("RN")]
 
 # The last grid is 3 x 3, the head width 64; stages have one block, two and three.

@@ -1,0 +1,50 @@
+"""The compared tables as one page of HTML, with all that made a figure behind each cell."""
+
+import pathlib
+from collections.abc import Sequence
+
+import jinja2
+
+from clip_jax.evaluation import paper_tables, paper_verdicts, published_notes
+
+
+def page(grids: Sequence[paper_tables.Grid], notes: Sequence[str] = ()) -> str:
+  """One page of HTML that holds its style, without scripts; nothing is fetched."""
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+    autoescape=True,  # models and datasets are named by strangers
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  runs = [c.measured for grid in grids for c in grid.cells.values() if c.measured]
+  return environment.get_template("paper.html.j2").render(
+    grids=grids,
+    notes=notes,
+    kinds=paper_verdicts.KINDS,
+    marks=paper_verdicts.MARKS,
+    meanings=paper_verdicts.MEANINGS,
+    rule=paper_verdicts.RULE,
+    provenance=provenance,
+    weights=sorted({(m.model, m.weights) for m in runs if m.weights}),
+    codes=sorted({m.code for m in runs if m.code}),
+  )
+
+
+def provenance(c: paper_tables.Comparison) -> str:
+  """All that is known of a cell, a line each."""
+  cell, run = c.cell, c.measured
+  lines = [", ".join(n for n in (cell.model, cell.dataset, cell.metric) if n), c.verdict]
+  if run:
+    lines.append(f"measured {run.value}" + (f" on {run.n:,} images" if run.n else ""))
+  if cell.value:
+    lines.append(f"published {cell.value}" + (f", difference {c.difference}" * bool(c.difference)))
+    known = published_notes.known_difference(cell)
+    lines += [f"see {known.source}"] if known and known.source else []
+    for r in published_notes.references(cell):
+      lines.append(f"{r.source}: {r.metric} {r.value}" + (f" ({r.note})" if r.note else ""))
+  if run:
+    for name in ("weights", "data", "prompts", "code"):
+      lines.append(f"{name} {getattr(run, name) or 'none'}")
+    lines.append(f"{run.seconds:.1f} seconds")
+  return "\n".join(lines)

@@ -1,0 +1,110 @@
+"""What is known about published cells: why some do not reproduce, what others measured."""
+
+import dataclasses
+import decimal
+import functools
+from collections.abc import Mapping
+
+from clip_jax.evaluation import published
+
+
+@functools.cache
+def test_images(dataset: str) -> int | None:
+  """How many images the paper's test set of `dataset` has, where that is published."""
+  sizes = {row["key"]: row["test_size"] for row in published.rows("datasets.csv")}
+  sizes |= {row["dataset"]: row["test_images"] for row in published.rows("datasets_shift.csv")}
+  sizes |= {row["dataset"]: row["test_images"] for row in published.rows("retrieval.csv")}
+  return int(sizes[dataset]) if sizes.get(dataset) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+  """Why a cell does not reproduce; `up_to`: the largest difference that others saw, in points.
+
+  `other_images`: that is no reason for a measurement on as many images as the paper's test set has.
+  """
+
+  why: str
+  source: str
+  up_to: decimal.Decimal | None
+  other_images: bool
+
+
+def known_difference(cell: published.Cell) -> Known | None:
+  """What is known of a cell that does not reproduce, or None."""
+  for row in published.rows("known_differences.csv"):
+    names = ("model", "dataset", "metric")
+    if row["table"] == cell.table and all(row[n] in ("", getattr(cell, n)) for n in names):
+      up_to = decimal.Decimal(row["up_to"]) if row["up_to"] else None
+      return Known(row["why"], row["source"], up_to, row["when"] == "other images")
+  return None
+
+
+@functools.cache
+def clip_benchmark_names() -> Mapping[str, str]:
+  """What CLIP_benchmark calls a dataset of the paper."""
+  rows = published.rows("clip_benchmark_names.csv")
+  return {row["dataset"]: row["clip_benchmark"] for row in rows}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+  """Somebody else's measurement of the same cell with the released weights, in percent."""
+
+  source: str
+  metric: str
+  value: str
+  note: str
+
+
+def references(cell: published.Cell) -> tuple[Reference, ...]:
+  """Others' measurements that can be set beside a published cell of Tables 10, 11, 13 and 16."""
+  model, probed = published.model_of(cell.model)
+  key = "openclip_reference.csv"
+  found = [
+    row
+    for row in (published.rows(key) if cell.table in ("11", "13", "16") and not probed else ())
+    if (row["model"], row["dataset"], row["paper_value"]) == (model, cell.dataset, cell.value)
+    and (cell.table != "13" or row["metric"].replace("_", " ") == cell.metric)
+  ]
+  out = [Reference(r["source"], r["metric"], r["value"], r["note"]) for r in found]
+  if cell.table == "10":
+    names = clip_benchmark_names()
+    for row in published.rows("openclip_linear_probe_reference.csv"):
+      name = row["dataset"].removeprefix("vtab/").removesuffix("-unverified")
+      if row["model"] == model and name == names.get(cell.dataset, "").removeprefix("vtab/"):
+        out.append(Reference(row["source"], "acc1", row["acc1"], row["note"]))
+  return tuple(out)
+
+
+_QUOTED = frozenset(
+  {
+    "Visual N-Grams",
+    "NS EfficientNet-L2",
+    "FixResNeXt101-32x48d V2",
+    "ImageNet ResNet-101",
+    "ResNet-50",
+    "ResNet-101",
+    "ResNet-152",
+    "LM RN50",
+  }
+)
+
+
+def how_to_get(model: str, dataset: str) -> str:
+  """Where a cell that has not been measured would come from, in words."""
+  if model in _QUOTED:
+    return "not one of the released CLIP models: the paper's own figure only"
+  for row in published.rows("datasets.csv"):
+    if row["key"] == dataset:
+      name = "/".join(part for part in (row["tfds_name"], row["tfds_config"]) if part)
+      return _source(name)
+  for row in published.rows("datasets_shift.csv"):
+    if row["dataset"].removesuffix(" captions") == dataset:
+      return _source(row["tfds_name"])
+  return "not measured yet"
+
+
+def _source(name: str) -> str:
+  layouts = "an image folder, or CLIP_benchmark's WebDataset layout"
+  return f"prepare {name} with TFDS, or bring {layouts}" if name else f"bring {layouts}"

@@ -1,0 +1,225 @@
+import dataclasses
+
+import pytest
+import scipy.stats
+from paper_cells import as_if_measured, measured
+
+from clip_jax.evaluation import paper_tables, paper_verdicts, published
+
+
+def cell(table="11", model="RN50", dataset="Food101", metric="", value=None):
+  (found,) = (
+    c
+    for c in published.cells(table)
+    if (c.model, c.dataset) == (model, dataset) and metric in ("", c.metric)
+  )
+  return found if value is None else dataclasses.replace(found, value=value)
+
+
+def verdict(m):
+  """The comparison of one measured cell with the paper's."""
+  (grid,) = paper_tables.compare([m], [m.table])
+  (found,) = (c for c in grid.cells.values() if c.measured)
+  return found
+
+
+@pytest.mark.parametrize("table", published.TABLES)
+def test_published_figures_are_reproduced_by_themselves(table):
+  (grid,) = paper_tables.compare(as_if_measured([table]), [table])
+  holes = [c for c in grid.cells.values() if not c.cell.value]
+  assert grid.counts == {
+    "reproduced": len(published.cells(table)),
+    **({"not published": len(holes)} if holes else {}),
+  }
+  for c in grid.cells.values():
+    assert c.shown == c.cell.value
+    assert c.difference in ("", "0", "0.0", "0.00", "0.000")
+
+
+@pytest.mark.parametrize(
+  ("dataset", "printed"),
+  [("KITTI", 42.2), ("HatefulMemes", 59.7), ("CLEVR", 20.3), ("EuroSAT", 41.1)],
+)
+def test_the_tolerance_of_a_share_is_two_standard_errors(dataset, printed):
+  n = {"KITTI": 711, "HatefulMemes": 500, "CLEVR": 500, "EuroSAT": 5000}[dataset]
+  expected = 100 * 2 * scipy.stats.binom.std(n, printed / 100) / n
+  for measured_on in (1, n, 10**6):  # the paper's n decides, whatever the measurement rests on
+    assert float(paper_verdicts.tolerance(cell(dataset=dataset), measured_on)) == pytest.approx(
+      expected, abs=0.005
+    )
+
+
+@pytest.mark.parametrize(
+  ("published_cell", "expected"),
+  [
+    (cell(), 0.5),  # 2 standard errors of 81.1 % of 25,250 are 0.49
+    (cell(dataset="ImageNet"), 0.5),
+    # No size is published: the measured 100 count, and 2 sqrt(0.953 * 0.047 / 100) is 4.23 %.
+    (cell("16", "Zero-Shot CLIP (ViT-L/14@336px)", "ImageNet-Vid", "PM0"), 4.23),
+    (cell("figure5", "zero-shot minus linear probe", "EuroSAT"), 1.0),
+    (cell("12", "difference", "ImageNet", "zero-shot"), 1.0),
+    (cell("figure9", "RN50", ""), 0.305),  # 5 % of 6.1
+    (cell("figure2", "contrastive", ""), 0.5),  # half of the last digit of 4
+    (cell("9", "", "Food101", "classes"), 0),
+    (cell("18", "ViT", "", "adam beta2"), 0),
+  ],
+)
+def test_tolerances_by_hand(published_cell, expected):
+  got = paper_verdicts.tolerance(published_cell, 100)
+  assert float(got) == pytest.approx(expected, abs=0.005)
+
+
+@pytest.mark.parametrize(
+  ("value", "difference", "words"),
+  [
+    (81.1, "0.0", "reproduced: within 0.5"),
+    (81.6, "+0.5", "reproduced: within 0.5"),  # 81.6 - 81.1 is 0.5 in decimals, not in floats
+    (80.6, "-0.5", "reproduced: within 0.5"),
+    (81.61, "+0.5", "off by +0.5"),
+    (83.26, "+2.2", "off by +2.2"),
+    (71.1, "-10.0", "off by -10.0"),
+    (81.11, "+0.01", "reproduced: within 0.5"),
+  ],
+)
+def test_verdicts_of_a_share(value, difference, words):
+  found = verdict(measured(value=value))
+  assert (found.difference, found.verdict) == (difference, words)
+
+
+def test_a_known_difference_says_why_and_excuses_no_more_than_others_saw():
+  """MNIST with RN50 is 66.6 in the paper; others differ by up to 26.17 points."""
+  found = verdict(measured(dataset="MNIST", value=57.55))
+  assert found.kind == "known to differ"
+  assert found.verdict.startswith("known to differ: does not reproduce from the released weights")
+  assert verdict(measured(dataset="MNIST", value=66.9)).kind == "reproduced"
+  assert verdict(measured(dataset="MNIST", value=40.43)).kind == "known to differ"
+  found = verdict(measured(dataset="MNIST", value=40.0))
+  assert found.verdict.startswith("off by -26.6: others measure up to 26.17 (does not reproduce")
+  assert verdict(measured(dataset="UCF101", value=1.0)).kind == "known to differ"  # no bound known
+
+
+@pytest.mark.parametrize(
+  ("names", "value", "kind", "shown", "difference"),
+  [
+    (("9", "", "Food101", "classes"), 101, "known to differ", "101", "-1"),
+    (("9", "", "Food101", "test size"), 25250, "reproduced", "25250", "0"),
+    (("9", "", "Food101", "test size"), 25251, "off", "25251", "+1"),
+    (("9", "", "Food101", "metric"), "accuracy", "reproduced", "accuracy", ""),
+    (("9", "", "Food101", "metric"), "ROC AUC", "off", "ROC AUC", ""),
+    (("18", "ViT", "", "adam epsilon"), 1e-6, "reproduced", "1e-6", "0"),
+    (("18", "ViT", "", "adam epsilon"), 1.5e-6, "off", "1.5e-06", "+5e-07"),
+    (("19", "RN50x64", "", "learning rate"), 0.00036, "reproduced", "3.6e-4", "0.0"),
+    (("19", "RN50", "", "ResNet width"), 64, "known to differ", "64", "-1984"),
+    (("19", "RN50", "", "ResNet blocks"), "3-4-6-3", "reproduced", "3-4-6-3", ""),
+    (("figure9", "RN50", "", "GFLOPs an image"), 6.3, "reproduced", "6.3", "+0.2"),
+    (("figure9", "RN50", "", "GFLOPs an image"), 12.2, "off", "12.2", "+6.1"),
+  ],
+)
+def test_verdicts_of_other_tables(names, value, kind, shown, difference):
+  found = verdict(measured(*names, value, n=0))
+  assert (found.kind, found.shown, found.difference) == (kind, shown, difference)
+
+
+def test_other_images_excuse_only_a_measurement_on_other_images():
+  """SUN397 with RN50 is 59.6; others test on 108,754 images where the paper has 19,850."""
+  assert verdict(measured(dataset="SUN397", value=60.5, n=108754)).kind == "known to differ"
+  assert verdict(measured(dataset="SUN397", value=60.5, n=19850)).verdict == "off by +0.9"
+
+
+def test_a_misprint_is_known():
+  found = verdict(measured("figure5", "zero-shot minus linear probe", "KITTI", "difference", -45.2))
+  assert found.verdict == "known to differ: misprint: Tables 10 and 11 give -45.2"
+  assert found.difference == "-11.2"
+
+
+def test_fewer_images_than_the_papers_are_said():
+  found = verdict(measured(value=81.0, n=1000))
+  assert found.verdict == (
+    "reproduced: within 0.5; measured on 1,000, the paper's test set has 25,250"
+  )
+  assert verdict(measured(value=85.0, n=1000)).verdict == (
+    "off by +3.9: measured on 1,000, the paper's test set has 25,250"
+  )
+
+
+@pytest.mark.parametrize(
+  ("value", "like", "text"),
+  [
+    (81.149, "81.1", "81.1"),
+    (88.0, "88.0", "88.0"),
+    (-0.04, "0.1", "0.0"),
+    (102.0, "102", "102"),
+    (5e-4, "5e-4", "5e-4"),
+    (71.26, "", "71.3"),
+    (12, "", "12"),
+    ("accuracy", "accuracy", "accuracy"),
+  ],
+)
+def test_values_are_shown_in_printed_digits(value, like, text):
+  assert paper_verdicts.as_printed(value, like) == text
+
+
+def test_own_models_and_datasets_stand_beside_the_papers():
+  own = measured(model="demo", dataset="Fashion-MNIST", value=45.27, n=10000)
+  (grid,) = paper_tables.compare([own], ["11"])
+  assert grid.rows[-1] == "demo"
+  assert grid.columns[-1] == "Fashion-MNIST"
+  assert len(grid.cells) == 10 * 28
+  found = grid.cells["demo", "Fashion-MNIST"]
+  assert (found.shown, found.kind) == ("45.3", "not published")
+  assert found.why == "the paper has no such model or dataset"
+  assert grid.cells["demo", "Food101"].verdict.startswith("not available: prepare food101")
+  assert grid.cells["RN50", "Fashion-MNIST"].verdict == "not available: not measured yet"
+  assert grid.counts == {"not available": 279, "not published": 1}
+
+
+def test_what_the_paper_leaves_empty_is_not_missing():
+  (grid,) = paper_tables.compare([], ["14"])
+  assert grid.cells["CLIP linear", "SVHN"].verdict == (
+    "not published: the paper prints no figure here"
+  )
+
+
+def test_the_way_to_get_what_is_missing_comes_from_the_caller():
+  missing = {"RN50": "give --weights RN50.pt", "Food101": "fetch it"}
+  (grid,) = paper_tables.compare([], ["11"], missing=missing)
+  assert grid.cells["RN50", "Food101"].why == "give --weights RN50.pt; fetch it"
+  assert grid.cells["RN101", "Food101"].why == "fetch it"
+  assert all(c.why for c in grid.cells.values())
+
+
+def test_only_some_models_are_shown():
+  grids = paper_tables.compare([], ["11", "16", "9", "19"], models=["ViT-B/32", "own"])
+  assert grids[0].rows == ("ViT-B/32", "own")
+  assert {c.kind for c in grids[0].cells.values()} == {"not available"}
+  assert len(grids[0].columns) == 27
+  assert len(grids[1].rows) == 4  # none of Table 16's rows is one of Table 10's models
+  assert len(grids[2].rows) == 27
+  assert grids[3].rows == ()
+
+
+def test_the_later_of_two_measurements_counts():
+  (grid,) = paper_tables.compare([measured(value=1.0), measured(value=81.0)], ["11"])
+  assert grid.cells["RN50", "Food101"].shown == "81.0"
+  assert grid.counts["reproduced"] == 1
+
+
+def test_another_metric_than_the_papers_is_refused():
+  wrong = measured(dataset="Oxford Pets", metric="accuracy", value=85.4)
+  with pytest.raises(paper_tables.TablesError, match=r"Table 11, RN50, Oxford Pets: measured as '"):
+    paper_tables.compare([wrong], ["11"])
+  with pytest.raises(paper_tables.TablesError, match="the column has 'mean per class'"):
+    paper_tables.compare([dataclasses.replace(wrong, model="own")], ["11"])
+  paper_tables.compare([wrong], ["10"])  # of another table
+
+
+def test_a_cell_without_a_name_is_refused():
+  with pytest.raises(paper_tables.TablesError, match="model and dataset must be named"):
+    paper_tables.compare([measured(dataset="")], ["11"])
+  with pytest.raises(published.PublishedError, match="table '99'"):
+    paper_tables.compare([], ["99"])
+
+
+def test_reasons_are_told_once_with_all_places():
+  (grid,) = paper_tables.compare([], ["11"], missing=dict.fromkeys(published.metrics(), "fetch it"))
+  assert grid.all_reasons() == (("not available", "fetch it", grid.columns),)
