@@ -19,6 +19,7 @@ LAYERS = (
     "data.bytepairs",
     "data.cleaning",
     "data.images",
+    "data.tar",
     "interop.layouts",
     "interop.onnx_edits",
     "interop.writers",
