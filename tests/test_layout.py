@@ -57,6 +57,7 @@ LAYERS = (
     "inference",
     "evaluation.zero_shot",
     "evaluation.retrieval",
+    "evaluation.scores",
   ),
   ("interop.graphs", "interop.inputs"),
   (
