@@ -123,7 +123,7 @@ def test_classes_of_equal_names_stay_apart(tmp_path):
     trees.write(tmp_path / "ImageNet" / "val" / dataset_trees.synsets()[k] / "1.png", trees.png(k))
   copy = opening.open_dataset(dataset, "test", [tmp_path], classes)
   assert [r.label for r in _records(copy)] == ["missile", "missile (744)"]
-  assert copy.classes[657], copy.classes[744] == ("missile", "missile (744)")
+  assert (copy.classes[657], copy.classes[744]) == ("missile", "missile (744)")
 
 
 PUBLISHED = {

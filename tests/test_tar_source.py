@@ -143,6 +143,9 @@ def test_samples_that_are_none_are_named(tmp_path, files, match):
 def test_class_names(tmp_path):
   trees.write(tmp_path / "classnames.txt", "tench \nGroße Ente\n")
   assert tar_source.class_names(tmp_path) == ("tench", "Große Ente")
+  trees.write(tmp_path / "classnames.txt", "")
+  with pytest.raises(RecordError, match=r"classnames\.txt: is empty"):
+    tar_source.class_names(tmp_path)
   (tmp_path / "classnames.txt").unlink()
   with pytest.raises(RecordError, match=r"classnames\.txt: cannot be read"):
     tar_source.class_names(tmp_path)

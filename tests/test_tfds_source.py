@@ -49,7 +49,7 @@ def _write(root, dataset, split, count=6):
         names = dataset_trees.synsets() if synsets else dataset_trees.spelled(dataset)
         place = dataset.imagenet_indices[k] if synsets else dataset.classes - 1 - k
         features = tfds_trees.classes(names)
-        example |= {"label": names[place]}
+        example |= {"label": names[place], "segmentation_mask": tfds_trees.file(b"no image")}
     made.append(example)
   shares = {part: made[n :: len(parts)] for n, part in enumerate(parts)}
   return tfds_trees.write(root, dataset.tfds, features, shares)
@@ -95,6 +95,7 @@ def test_a_class_that_imagenet_a_lacks_is_an_error_of_its_record(tmp_path):
   dataset = datasets.named("ImageNet-A")
   names = dataset_trees.synsets()
   example = {"image": tfds_trees.file(trees.png(0)), "label": "n01440764"}  # the tench
+  example |= {"segmentation_mask": tfds_trees.file(b"")}
   tfds_trees.write(tmp_path, "imagenet_a", tfds_trees.classes(names), {"test": [example]})
   copy = opening.open_dataset(dataset, "test", [tmp_path], dataset_trees.classes(dataset))
   with pytest.raises(records.RecordError, match="test record 0: label 0 is none of the classes"):

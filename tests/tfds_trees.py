@@ -32,10 +32,11 @@ def write(root, name, features, splits, file_format="array_record"):
 
 
 def classes(names):
-  """The features of most of them: an image and its class."""
+  """The features of most of them: an image and its class; and a mask, as the pets have."""
   features: Any = importlib.import_module("tensorflow_datasets").features
   label = features.ClassLabel(names=list(names))
-  return features.FeaturesDict({"image": features.Image(), "label": label})
+  image, mask = features.Image(), features.Image(shape=(None, None, 1))
+  return features.FeaturesDict({"image": image, "label": label, "segmentation_mask": mask})
 
 
 def kitti():

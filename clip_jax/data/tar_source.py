@@ -31,10 +31,12 @@ def is_split(folder: pathlib.Path) -> bool:
 
 
 def class_names(root: pathlib.Path) -> tuple[str, ...]:
-  """The lines of `classnames.txt`. Raises: RecordError when it cannot be read."""
+  """The lines of `classnames.txt`. Raises: RecordError when it cannot be read or is empty."""
   path = root / "classnames.txt"
   try:
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    if lines := path.read_text(encoding="utf-8").splitlines():
+      return tuple(line.strip() for line in lines)
+    raise RecordError(f"{path}: is empty; fetch it again")
   except (OSError, UnicodeDecodeError) as error:
     raise RecordError(
       f"{path}: cannot be read ({error}); it says what the labels' numbers mean: fetch it with the "

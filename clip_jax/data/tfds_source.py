@@ -134,8 +134,11 @@ def _builder(directory: pathlib.Path) -> Any:
 def _open(directory: pathlib.Path, split: str) -> Any:
   import tensorflow_datasets as tfds
 
-  decoders = {"image": tfds.decode.SkipDecoding()}
-  return _builder(directory).as_data_source(split, decoders=decoders)
+  builder = _builder(directory)
+  kinds = dict(builder.info.features.items())
+  encoded = [name for name, kind in kinds.items() if isinstance(kind, tfds.features.Image)]
+  decoders = {name: tfds.decode.SkipDecoding() for name in encoded}  # the pets' masks too
+  return builder.as_data_source(split, decoders=decoders)
 
 
 def _text(value: Any) -> str:
