@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import pathlib
+import tarfile
 
 import numpy as np
 from PIL import Image
@@ -23,6 +24,42 @@ def png(seed: int, size: tuple[int, int] = (20, 30), kind: str = "PNG") -> bytes
 def write(path: pathlib.Path, data: bytes | str) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def tar(
+  path: pathlib.Path,
+  files: dict[str, bytes | str | tarfile.TarInfo],
+  form: int = tarfile.PAX_FORMAT,
+) -> pathlib.Path:
+  """A tar file of these members."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tarfile.open(path, "w", format=form) as archive:
+    for name, data in files.items():
+      if isinstance(data, tarfile.TarInfo):
+        archive.addfile(data)
+        continue
+      content = data.encode() if isinstance(data, str) else data
+      info = tarfile.TarInfo(name)
+      info.size, info.mtime = len(content), 1234.5  # pax writes a header for the half second
+      archive.addfile(info, io.BytesIO(content))
+  return path
+
+
+def pair(i: int) -> dict[str, bytes | str]:
+  """A picture and its caption, as img2dataset names them."""
+  key = f"{i:09d}"
+  return {
+    f"{key}.jpg": png(i, kind="JPEG"),
+    f"{key}.txt": f"picture {i}",
+    f"{key}.json": "{}",
+  }
+
+
+def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+  """A member that is no plain file."""
+  info = tarfile.TarInfo(name)
+  info.type, info.linkname = kind, target
+  return info
 
 
 def read_all(folder: pathlib.Path, split: str) -> list[records.Record]:

@@ -8,8 +8,8 @@ import functools
 import hashlib
 import pathlib
 
-from clip_jax.data import images, records
-from tools.prepare import folder, tar
+from clip_jax.data import images, records, tar
+from tools.prepare import folder
 from tools.prepare.shards import Item, Job, Plan, PrepareError, Rejected
 
 NAME = "webdataset"
@@ -23,7 +23,7 @@ _Pair = dict[str, list[tar.Member]]  # by extension; more than one under it is a
 def job(root: pathlib.Path) -> Job:
   """The data set of a folder's tar files, in the order of their names, all in the split "train".
 
-  Raises: PrepareError for a folder without any, or with one that was cut short; OSError.
+  Raises: PrepareError for a folder without any; TarError for one that was cut short; OSError.
   """
   if not root.is_dir():
     raise PrepareError(f"{root}: no such folder of tar files")
@@ -46,7 +46,7 @@ def job(root: pathlib.Path) -> Job:
 
 
 def _items(path: pathlib.Path) -> list[Item]:
-  """The pairs of one tar file. Raises: PrepareError when it cannot be read to its end."""
+  """The pairs of one tar file. Raises: TarError when it cannot be read to its end."""
   pairs: dict[str, _Pair] = {}
   for member in tar.members(path):
     directory, slash, name = member.name.rpartition("/")

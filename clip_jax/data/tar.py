@@ -10,12 +10,14 @@ import pathlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from tools.prepare.shards import PrepareError
-
 BLOCK = 512
 _MAX_EXTRA_BYTES = 1_000_000  # of a pax header or a long name
 _FILE_KINDS = (b"0", b"\0", b"7")
 _DIRECTORY, _LONG_NAME, _LONG_LINK, _PAX, _PAX_OF_ALL = b"5", b"L", b"K", b"x", b"g"
+
+
+class TarError(ValueError):
+  """An archive that cannot be read to its end: which, why, what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class _Damaged(Exception):
 
 
 def check_end(path: pathlib.Path) -> None:
-  """Raises: PrepareError when the two empty blocks that end an archive are not at its end."""
+  """Raises: TarError when the two empty blocks that end an archive are not at its end."""
   with path.open("rb") as file:
     size = file.seek(0, 2)
     file.seek(max(0, size - 2 * BLOCK))
@@ -44,7 +46,7 @@ def check_end(path: pathlib.Path) -> None:
 def members(path: pathlib.Path) -> list[Member]:
   """All members but directories, in their order.
 
-  Raises: PrepareError for what is no whole uncompressed tar file; OSError.
+  Raises: TarError for what is no whole uncompressed tar file; OSError.
   """
   try:
     with path.open("rb") as file:
@@ -53,8 +55,8 @@ def members(path: pathlib.Path) -> list[Member]:
     raise _error(path, error) from error
 
 
-def _error(path: pathlib.Path, error: _Damaged) -> PrepareError:
-  return PrepareError(f"{path}: {error}; fetch it again, or move it out of the folder")
+def _error(path: pathlib.Path, error: _Damaged) -> TarError:
+  return TarError(f"{path}: {error}; fetch it again, or move it out of the folder")
 
 
 def _read(file: BinaryIO) -> Iterator[Member]:

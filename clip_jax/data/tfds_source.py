@@ -1,0 +1,145 @@
+"""Records of a split of a TFDS data set that is on this machine, read without TensorFlow.
+
+The data set must have been made with the file format array_record: of the older tfrecord no single
+record can be read. Images stay encoded, as they lie there.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from clip_jax.data.records import Record, RecordError
+
+Example = Mapping[str, Any]
+_KEYS = ("file_name", "filename", "image/filename", "image/file_name", "id")
+
+
+def installed() -> bool:
+  """Whether tensorflow-datasets can be imported; it is an extra."""
+  return importlib.util.find_spec("tensorflow_datasets") is not None
+
+
+def newest_version(root: pathlib.Path, name: str) -> pathlib.Path | None:
+  """The folder of the newest version of `name` ("voc/2007") below a TFDS data folder, if any."""
+  versions = [p.parent for p in (root / name).glob("*/dataset_info.json")]
+  numbers = {p: tuple(map(int, p.name.split("."))) for p in versions if _is_version(p.name)}
+  return max(numbers, key=numbers.__getitem__) if numbers else None
+
+
+def file_format(directory: pathlib.Path) -> str:
+  """The format of a data set's files, "array_record" or another. Raises: RecordError."""
+  path = directory / "dataset_info.json"
+  try:
+    return str(json.loads(path.read_text(encoding="utf-8")).get("fileFormat", "tfrecord"))
+  except (OSError, ValueError, AttributeError) as error:
+    raise RecordError(f"{path}: cannot be read ({error}); make the data set anew") from error
+
+
+def _is_version(name: str) -> bool:
+  return all(part.isascii() and part.isdecimal() for part in name.split("."))
+
+
+class TfdsSource:
+  """The records of `split` ("train+validation") of a data set's folder, in its order.
+
+  `label` makes the label of an example, of TFDS's features; captions are those it has.
+  Raises: RecordError when the folder cannot be read, or a split or a file is not there; from a
+    record, when it cannot be read or has no label.
+  """
+
+  def __init__(
+    self,
+    directory: str | os.PathLike[str],
+    split: str,
+    label: Callable[[Example], str | None],
+  ):
+    self.directory, self.split, self._label = pathlib.Path(directory), split, label
+    builder = _builder(self.directory)
+    missing = [name for name in split.split("+") if name not in builder.info.splits]
+    if missing:
+      there = ", ".join(builder.info.splits)
+      raise RecordError(f"{self.directory}: no split {missing[0]!r}; it has {there}")
+    self._files = [
+      pathlib.Path(path)
+      for name in split.split("+")
+      for path in builder.info.splits[name].filepaths
+    ]
+    for file in self._files:
+      if not file.is_file():
+        raise RecordError(f"{file}: not there, as dataset_info.json says; make the data set anew")
+    self._length = sum(builder.info.splits[name].num_examples for name in split.split("+"))
+    self._data: Any = None  # opened at the first read, in whichever process reads
+
+  def __repr__(self) -> str:
+    return f"TfdsSource({self.directory}, {self.split})"
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {**self.__dict__, "_data": None}
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """The sha256 of the record files and the class names; reads all of them."""
+    digest = hashlib.sha256(json.dumps(self.split).encode())
+    for path in [*sorted(self.directory.glob("*.labels.txt")), *self._files]:
+      with path.open("rb") as file:
+        digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __getitem__(self, index: int) -> Record:
+    if not 0 <= index < len(self):
+      raise IndexError(f"{self!r}: no record {index}, it has {len(self)}")
+    try:
+      if self._data is None:
+        self._data = _open(self.directory, self.split)
+      example = self._data[index]
+      key = next((_text(example[name]) for name in _KEYS if name in example), str(index))
+      captions = tuple(map(_text, example.get("captions", {}).get("text", ())))
+      return Record(key, example["image"], captions, self._label(example))
+    except Exception as error:  # TFDS, ArrayRecord and protobuf raise theirs
+      raise RecordError(f"{self.locate(index)}: {error}") from error
+
+  def locate(self, index: int) -> str:
+    return f"{self.directory} {self.split} record {index}"
+
+
+def class_names(directory: pathlib.Path, feature: str = "label") -> tuple[str, ...]:
+  """The names of the classes of a feature, by number. Raises: RecordError when it has none."""
+  found = dict(_builder(directory).info.features.items()).get(feature)
+  names = getattr(getattr(found, "feature", found), "names", None)
+  if not names:
+    raise RecordError(f"{directory}: its feature {feature!r} has no class names; make it anew")
+  return tuple(names)
+
+
+def _builder(directory: pathlib.Path) -> Any:
+  """What TFDS knows of a folder, from its own files alone. Raises: RecordError."""
+  import tensorflow_datasets as tfds
+
+  try:
+    return tfds.builder_from_directory(directory)
+  except Exception as error:  # of many kinds: damaged JSON, features that want TensorFlow
+    raise RecordError(
+      f"{directory}: TFDS cannot read it ({error}); make the data set anew"
+    ) from error
+
+
+def _open(directory: pathlib.Path, split: str) -> Any:
+  import tensorflow_datasets as tfds
+
+  builder = _builder(directory)
+  kinds = dict(builder.info.features.items())
+  encoded = [name for name, kind in kinds.items() if isinstance(kind, tfds.features.Image)]
+  decoders = {name: tfds.decode.SkipDecoding() for name in encoded}  # the pets' masks too
+  return builder.as_data_source(split, decoders=decoders)
+
+
+def _text(value: Any) -> str:
+  return value.decode() if isinstance(value, bytes) else str(value)
