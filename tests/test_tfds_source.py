@@ -13,9 +13,6 @@ from clip_jax.data import labels, records, tfds_source
 from clip_jax.evaluation import datasets, opening
 
 ALL = [d for d in datasets.all_datasets() if d.tfds_test]
-needs_tfds = pytest.mark.skipif(
-  not tfds_source.installed(), reason="tensorflow-datasets is an extra"
-)
 
 
 def _write(root, dataset, split, count=6):
@@ -60,7 +57,6 @@ def _number(record):
   return [trees.png(i) for i in range(6)].index(record.image)
 
 
-@needs_tfds
 @pytest.mark.parametrize("split", ["test", "train"])
 @pytest.mark.parametrize("dataset", ALL, ids=lambda d: d.key)
 def test_a_copy_of_tfds(tmp_path, dataset, split):
@@ -90,7 +86,6 @@ def test_a_copy_of_tfds(tmp_path, dataset, split):
   assert bool(others) == (dataset.tfds_is_the_papers != "yes")
 
 
-@needs_tfds
 def test_a_class_that_imagenet_a_lacks_is_an_error_of_its_record(tmp_path):
   dataset = datasets.named("ImageNet-A")
   names = dataset_trees.synsets()
@@ -102,7 +97,6 @@ def test_a_class_that_imagenet_a_lacks_is_an_error_of_its_record(tmp_path):
     copy[0]
 
 
-@needs_tfds
 def test_an_impossible_count_is_an_error_of_its_record(tmp_path):
   dataset = datasets.named("CLEVR")
   made = [{"image": tfds_trees.file(trees.png(0)), "file_name": "a", "objects": []}] * 2
@@ -112,7 +106,6 @@ def test_an_impossible_count_is_an_error_of_its_record(tmp_path):
     copy[0]
 
 
-@needs_tfds
 def test_features_of_another_data_set_are_told(tmp_path):
   example = {"image": tfds_trees.file(trees.png(0)), "image/filename": "a", "captions": []}
   tfds_trees.write(tmp_path, "mnist", tfds_trees.captions(), {"test": [example]})
@@ -127,7 +120,6 @@ def test_the_newest_version_is_taken(tmp_path):
   assert tfds_source.newest_version(tmp_path, "mnist") is None
 
 
-@needs_tfds
 def test_a_source_is_pickled_and_knows_its_content(tmp_path):
   dataset = datasets.named("MNIST")
   place = _write(tmp_path / "a", dataset, "test")
@@ -146,7 +138,6 @@ def test_a_source_is_pickled_and_knows_its_content(tmp_path):
     first.source[6]
 
 
-@needs_tfds
 def test_damaged_copies_are_errors(tmp_path):
   dataset = datasets.named("MNIST")
   place = _write(tmp_path, dataset, "train")
@@ -181,23 +172,13 @@ def test_the_older_format_is_told_and_another_copy_is_taken(tmp_path):
   assert opening.open_dataset(dataset, "test", [tmp_path]).kind == "wds"
 
 
-def test_without_tfds_its_copy_is_told(tmp_path, monkeypatch):
-  monkeypatch.setattr(tfds_source, "installed", lambda: False)
-  info = tmp_path / "mnist" / "3.0.1" / "dataset_info.json"
-  trees.write(info, '{"name": "mnist", "fileFormat": "array_record"}')
-  with pytest.raises(datasets.NotAvailable, match="but tensorflow-datasets is not installed"):
-    opening.open_dataset(datasets.named("MNIST"), "test", [tmp_path])
-
-
-def test_stl10s_folds_cannot_be_told_from_tfds(tmp_path, monkeypatch):
-  monkeypatch.setattr(tfds_source, "installed", lambda: True)
+def test_stl10s_folds_cannot_be_told_from_tfds(tmp_path):
   info = tmp_path / "stl10" / "1.0.0" / "dataset_info.json"
   trees.write(info, '{"name": "stl10", "fileFormat": "array_record"}')
   with pytest.raises(datasets.NotAvailable, match="its ten folds of 1,000 cannot be told"):
     opening.open_dataset(datasets.named("STL10"), "train", [tmp_path], fold=3)
 
 
-@needs_tfds
 def test_tensorflow_is_not_imported(tmp_path):
   _write(tmp_path, datasets.named("MNIST"), "test")
   code = (

@@ -1,15 +1,13 @@
 """Data sets as TFDS writes them, made without their downloads and without TensorFlow."""
 
-import importlib
 import io
-from typing import Any
 
 import numpy as np
+import tensorflow_datasets as tfds
 
 
 def write(root, name, features, splits, file_format="array_record"):
   """`name`: "voc/2007"; `features`: those of `tfds.features`; `splits`: their examples."""
-  tfds: Any = importlib.import_module("tensorflow_datasets")
   own, _, config = name.partition("/")
 
   class Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -33,14 +31,14 @@ def write(root, name, features, splits, file_format="array_record"):
 
 def classes(names):
   """The features of most of them: an image and its class; and a mask, as the pets have."""
-  features: Any = importlib.import_module("tensorflow_datasets").features
+  features = tfds.features
   label = features.ClassLabel(names=list(names))
   image, mask = features.Image(), features.Image(shape=(None, None, 1))
   return features.FeaturesDict({"image": image, "label": label, "segmentation_mask": mask})
 
 
 def kitti():
-  features: Any = importlib.import_module("tensorflow_datasets").features
+  features = tfds.features
   kinds = ["Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc"]
   place = features.Tensor(shape=(3,), dtype=np.float32)
   things = {"type": features.ClassLabel(names=kinds), "location": place}
@@ -54,7 +52,7 @@ def kitti():
 
 
 def clevr():
-  features: Any = importlib.import_module("tensorflow_datasets").features
+  features = tfds.features
   things = features.Sequence({"color": features.ClassLabel(names=["gray", "red"])})
   return features.FeaturesDict(
     {"file_name": features.Text(), "image": features.Image(), "objects": things}
@@ -62,14 +60,14 @@ def clevr():
 
 
 def voc(names):
-  features: Any = importlib.import_module("tensorflow_datasets").features
+  features = tfds.features
   label = features.Sequence(features.ClassLabel(names=list(names)))
   both = {"labels": label, "labels_no_difficult": label}
   return features.FeaturesDict({"image": features.Image(), **both})
 
 
 def captions():
-  features: Any = importlib.import_module("tensorflow_datasets").features
+  features = tfds.features
   texts = features.Sequence({"id": np.int64, "text": features.Text()})
   return features.FeaturesDict(
     {"image": features.Image(), "image/filename": features.Text(), "captions": texts}

@@ -6,7 +6,6 @@ record can be read. Images stay encoded, as they lie there.
 
 import functools
 import hashlib
-import importlib.util
 import json
 import os
 import pathlib
@@ -17,11 +16,6 @@ from clip_jax.data.records import Record, RecordError
 
 Example = Mapping[str, Any]
 _KEYS = ("file_name", "filename", "image/filename", "image/file_name", "id")
-
-
-def installed() -> bool:
-  """Whether tensorflow-datasets can be imported; it is an extra."""
-  return importlib.util.find_spec("tensorflow_datasets") is not None
 
 
 def newest_version(root: pathlib.Path, name: str) -> pathlib.Path | None:

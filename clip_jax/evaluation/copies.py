@@ -89,7 +89,7 @@ def in_tfds(wanted: Wanted, root: pathlib.Path) -> Copy | None:
   place = tfds_source.newest_version(root, dataset.tfds) if split else None
   if place is None:
     return None
-  why = "tensorflow-datasets is not installed" if not tfds_source.installed() else ""
+  why = ""
   if (form := tfds_source.file_format(place)) != "array_record":
     why = f"its format is {form}, and only of array_record can single records be read"
   if wanted.fold:
