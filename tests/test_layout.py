@@ -44,10 +44,18 @@ LAYERS = (
     "data.scenes",
     "checkpoint",
     "metrics",
+    "evaluation.lbfgs",
     "interop.architecture",
     "interop.archive",
   ),
-  ("models.clip", "losses", "data.pipeline", "evaluation.prompts", "evaluation.encoding"),
+  (
+    "models.clip",
+    "losses",
+    "data.pipeline",
+    "evaluation.prompts",
+    "evaluation.encoding",
+    "evaluation.logistic",
+  ),
   ("gradients", "agreement"),
   (
     "interop.weights",
@@ -56,6 +64,7 @@ LAYERS = (
     "inference",
     "evaluation.zero_shot",
     "evaluation.retrieval",
+    "evaluation.linear_probe",
   ),
   ("interop.graphs", "interop.inputs"),
   (
@@ -156,6 +165,7 @@ TESTED_WITH = {
   "models.presets": "models",
   "summary": "train",
   "ring": "losses",
+  "evaluation.lbfgs": "logistic",
 }
 
 
