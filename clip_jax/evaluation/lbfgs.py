@@ -22,6 +22,7 @@ from clip_jax import sharding
 _MEMORY = 10  # steps that L-BFGS remembers, as many as SciPy's
 _SEARCHES = 30  # evaluations along one line, at most; one or two are usual
 _FLAT = 0.1  # a line's slope at its accepted point over that at its start
+_FRESH = 32  # iterations after which the logits are a product again: sums of steps drift from it
 _TINY = 1e-30
 dot = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)  # float32 on every device
 
@@ -57,19 +58,21 @@ class _State(NamedTuple):
   stuck: Any
 
 
-@functools.partial(jax.jit, static_argnums=5)
+@functools.partial(jax.jit, static_argnums=6)
 def minimise(
   examples: Examples,
   first_AC: jax.Array,
   decay: jax.Array,
   tolerance: jax.Array,
+  gradient_tolerance: jax.Array,
   max_iterations: jax.Array,
   mesh: Mesh,
 ) -> Minimum:
   """Theta of the least weighted loss + decay / 2 times its squares (without the last row's).
 
   Converged: what the next step would gain, by the approximate Hessian, is under `tolerance` of the
-  objective, and of all that was gained over intercepts alone.
+  objective, and of all that was gained over intercepts alone; or no class's gradient is longer than
+  `gradient_tolerance`.
   """
   features_NA, target, weight_N, spread_A1, chance = examples
   loss = Softmax(target) if target.ndim == 1 else Logistic(target)
@@ -92,10 +95,12 @@ def minimise(
     )
 
   def advance(state: _State) -> _State:
-    scale_AC = 1 / (spread_A1 * state.curvature_C[None] + decay_A1 + _TINY)
+    # where no probability is in doubt the intercepts have no curvature: a little of the weights'
+    scale_AC = 1 / (spread_A1 * state.curvature_C[None] + decay_A1 + 1e-3 * decay)
     direction_AC = -_two_loops(state, scale_AC)
     slope = jnp.sum(direction_AC * state.gradient_AC)
     enough = -0.5 * slope <= tolerance * jnp.minimum(state.objective, state.gain)
+    longest = jnp.max(jnp.linalg.norm(state.gradient_AC, axis=0))
     along_NC = loss.margins(dot("na,ac->nc", features_NA, direction_AC))
     penalty = (
       jnp.sum(decay_A1 * state.theta_AC * direction_AC),
@@ -103,14 +108,18 @@ def minimise(
     )
     size = _search(lambda t: loss.slopes(state.wrong_NC, along_NC, t, weight_N), slope, penalty)
     moved_AC, slot = size * direction_AC, state.iterations % _MEMORY
-    new = look(
-      state._replace(theta_AC=state.theta_AC + moved_AC, wrong_NC=state.wrong_NC + size * along_NC)
+    theta_AC = state.theta_AC + moved_AC
+    wrong_NC = lax.cond(
+      state.iterations % _FRESH == _FRESH - 1,
+      lambda: loss.margins(dot("na,ac->nc", features_NA, theta_AC)),
+      lambda: state.wrong_NC + size * along_NC,
     )
+    new = look(state._replace(theta_AC=theta_AC, wrong_NC=wrong_NC))
     return new._replace(
       iterations=state.iterations + 1,
       steps_MAC=state.steps_MAC.at[slot].set(moved_AC),
       changes_MAC=state.changes_MAC.at[slot].set(new.gradient_AC - state.gradient_AC),
-      converged=enough,
+      converged=enough | (longest <= gradient_tolerance),
       stuck=size == 0,
     )
 

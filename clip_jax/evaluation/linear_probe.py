@@ -221,19 +221,37 @@ def _search(
   max_iterations: int,
   mesh: Mesh | None,
 ) -> tuple[logistic.Fit, float, tuple[Tried, ...]]:
-  """(the best fit, its lambda, all of them). Each starts from the fit of the nearest lambda."""
+  """(the best fit, its lambda, all of them)."""
   problem = logistic.prepare(train.features_ND, train.labels, classes, mesh)
   fits: dict[float, logistic.Fit] = {}
 
   def score(lambda_: float) -> float:
-    near = min(fits, key=lambda other: abs(math.log(other / lambda_)), default=None)
-    start = None if near is None else fits[near]
+    start = _between(fits, lambda_)
     fits[lambda_] = logistic.fit(problem, lambda_, start, max_iterations=max_iterations)
     return metric(fits[lambda_].scores(validation.features_ND), validation.labels)
 
   lambda_, scores = sweep(score)
   tried = (Tried(at, s, fits[at].iterations, fits[at].converged) for at, s in scores)
   return fits[lambda_], lambda_, tuple(tried)
+
+
+def _between(fits: dict[float, logistic.Fit], lambda_: float) -> logistic.Fit | None:
+  """Where to start: on the line through the fits of two other lambdas, over log(lambda).
+
+  Of the nearest on both sides or else of the two nearest. Weights change about evenly along it.
+  """
+  if len(fits) < 2:
+    return next(iter(fits.values()), None)
+  larger = sorted(other for other in fits if other > lambda_)
+  smaller = sorted((other for other in fits if other < lambda_), reverse=True)
+  near = larger[:1] + smaller[:1] if larger and smaller else (larger or smaller)[:2]
+  a, b = (fits[other] for other in near)
+  share = math.log(lambda_ / near[0]) / math.log(near[1] / near[0])
+  return dataclasses.replace(
+    a,
+    weights_DC=a.weights_DC + np.float32(share) * (b.weights_DC - a.weights_DC),
+    bias_C=a.bias_C + np.float32(share) * (b.bias_C - a.bias_C),
+  )
 
 
 def hold_back(train: Split, seed: int = 0, share: float = _HELD_BACK) -> tuple[Split, Split]:

@@ -165,16 +165,19 @@ def fit(
   problem: Problem,
   lambda_: float,
   start: Fit | None = None,
-  tolerance: float = 1e-9,
+  tolerance: float = 3e-9,
+  gradient_tolerance: float = 0.0,
   max_iterations: int = 1000,
 ) -> Fit:
   """The weights that minimise the objective at `lambda_`.
 
   They have converged when what another step would gain, by the approximate Hessian, is under
   `tolerance` of the objective and of all that was gained over intercepts alone; the objective is
-  then within 1e-6 of its minimum, relative. (scikit-learn stops where no entry of the gradient
-  exceeds 1e-4, which at a small lambda is far from the minimum.)
-  Args: start, the fit of another lambda or of part of the examples; None: zeros.
+  then within 1e-6 of its minimum, relative.
+  Args: start, the fit of another lambda or of part of the examples, or a mixture; None: zeros.
+    gradient_tolerance: stops where the gradient of each class is no longer than that. scikit-learn
+    stops where none of its entries exceeds 1e-4: at a small lambda far from the minimum, at another
+    classifier.
   Raises: LogisticError on a lambda that is not positive.
   """
   if not 0 < lambda_ < np.inf:
@@ -190,6 +193,7 @@ def fit(
     first_AC,
     np.float32(lambda_ / problem.count),
     np.float32(tolerance),
+    np.float32(gradient_tolerance),
     np.int32(max_iterations),
     problem.mesh,
   )
