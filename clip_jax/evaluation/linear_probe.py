@@ -226,7 +226,7 @@ def _search(
   fits: dict[float, logistic.Fit] = {}
 
   def score(lambda_: float) -> float:
-    start = _between(fits, lambda_)
+    start = between(fits, lambda_)
     fits[lambda_] = logistic.fit(problem, lambda_, start, max_iterations=max_iterations)
     return metric(fits[lambda_].scores(validation.features_ND), validation.labels)
 
@@ -235,7 +235,7 @@ def _search(
   return fits[lambda_], lambda_, tuple(tried)
 
 
-def _between(fits: dict[float, logistic.Fit], lambda_: float) -> logistic.Fit | None:
+def between(fits: dict[float, logistic.Fit], lambda_: float) -> logistic.Fit | None:
   """Where to start: on the line through the fits of two other lambdas, over log(lambda).
 
   Of the nearest on both sides or else of the two nearest. Weights change about evenly along it.
