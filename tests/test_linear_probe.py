@@ -104,6 +104,22 @@ def test_the_probe_as_with_scikit_learn():
   assert abs(got.score - last.score(test.features_ND, test.labels)) <= 0.002
 
 
+def test_a_fit_starts_on_the_line_through_two_others():
+  """Of lambda's logarithm; by hand."""
+
+  def at(value):
+    return logistic.Fit(np.full((2, 3), value), np.full(3, -value), 0.0, 0, True)
+
+  assert linear_probe.between({}, 1.0) is None
+  only = at(4.0)
+  assert linear_probe.between({10.0: only}, 1.0) is only
+  fits = {100.0: at(0.0), 10.0: at(4.0), 0.1: at(6.0)}
+  for lambda_, value in ((1.0, 5.0), (10**0.5, 4.5), (1e-3, 8.0), (1e3, -4.0)):
+    start = linear_probe.between(fits, lambda_)
+    np.testing.assert_allclose(start.weights_DC, np.full((2, 3), value), rtol=1e-6)
+    np.testing.assert_allclose(start.bias_C, np.full(3, -value), rtol=1e-6)
+
+
 def test_several_labels_an_image():
   """One lambda for all of them; the metric sees labels as they came."""
   parts = [

@@ -207,14 +207,14 @@ def test_a_start_changes_the_way_and_not_the_end():
 
 
 def test_iterations_that_do_not_suffice_are_told():
-  got = logistic.fit(problem(), 1e-3, max_iterations=5)
+  got = logistic.fit(problem(), 1e-3, stop=logistic.Stop(max_iterations=5))
   assert (got.iterations, got.converged) == (5, False)
 
 
 def test_a_gradient_tolerance_stops_as_scikit_learn_says():
   features_ND, labels = digits()
   features_ND, labels = features_ND[:TRAIN].astype(np.float64), labels[:TRAIN]
-  got = logistic.fit(problem(), 1e-3, gradient_tolerance=1e-4)
+  got = logistic.fit(problem(), 1e-3, stop=logistic.Stop(gradient_tolerance=1e-4))
   assert got.converged
   assert got.iterations < 0.7 * logistic.fit(problem(), 1e-3).iterations
   residual_NC = special.softmax(got.scores(features_ND), axis=1) - np.eye(10)[labels]

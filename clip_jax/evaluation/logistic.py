@@ -17,11 +17,31 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import threadpoolctl
 from jax.sharding import Mesh
 from scipy import special
 
 from clip_jax import sharding
 from clip_jax.evaluation import lbfgs
+
+
+@dataclasses.dataclass(frozen=True)
+class Stop:
+  """Where a fit ends.
+
+  It has converged when what another step would gain, by the approximate Hessian, is under
+  `tolerance` of the objective and of all that was gained over intercepts alone; the objective is
+  then within 1e-6 of its minimum, relative. Or when the gradient of each class is no longer than
+  `gradient_tolerance`. scikit-learn stops where none of its entries exceeds 1e-4: at a small lambda
+  far from the minimum, at a classifier that depends on the way there.
+  """
+
+  tolerance: float = 3e-9
+  gradient_tolerance: float = 0.0
+  max_iterations: int = 1000
+
+
+AT_MINIMUM = Stop()
 
 
 class LogisticError(ValueError):
@@ -83,7 +103,8 @@ def prepare(
   mean_D = features_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
   given_ND, weight_N = put(features_ND), put(np.full(n, 1 / n, np.float32))
   covariance_DD = np.asarray(_covariance(given_ND, mean_D, weight_N, mesh), np.float64)
-  axes_DD = np.linalg.eigh(covariance_DD)[1].astype(np.float32)
+  with threadpoolctl.threadpool_limits(1):  # its threads spin: slow where cores are shared
+    axes_DD = np.linalg.eigh(covariance_DD)[1].astype(np.float32)
   features_NA, spread_A1 = _turned(given_ND, mean_D, axes_DD, weight_N, mesh)
   examples = lbfgs.Examples(features_NA, put(target), weight_N, spread_A1, np.float32(chance))
   return Problem(examples, mean_D, axes_DD, n, classes, labels.ndim == 1 and classes == 2, mesh)
@@ -165,19 +186,11 @@ def fit(
   problem: Problem,
   lambda_: float,
   start: Fit | None = None,
-  tolerance: float = 3e-9,
-  gradient_tolerance: float = 0.0,
-  max_iterations: int = 1000,
+  stop: Stop = AT_MINIMUM,
 ) -> Fit:
   """The weights that minimise the objective at `lambda_`.
 
-  They have converged when what another step would gain, by the approximate Hessian, is under
-  `tolerance` of the objective and of all that was gained over intercepts alone; the objective is
-  then within 1e-6 of its minimum, relative.
   Args: start, the fit of another lambda or of part of the examples, or a mixture; None: zeros.
-    gradient_tolerance: stops where the gradient of each class is no longer than that. scikit-learn
-    stops where none of its entries exceeds 1e-4: at a small lambda far from the minimum, at another
-    classifier.
   Raises: LogisticError on a lambda that is not positive.
   """
   if not 0 < lambda_ < np.inf:
@@ -192,9 +205,9 @@ def fit(
     problem.examples,
     first_AC,
     np.float32(lambda_ / problem.count),
-    np.float32(tolerance),
-    np.float32(gradient_tolerance),
-    np.int32(max_iterations),
+    np.float32(stop.tolerance),
+    np.float32(stop.gradient_tolerance),
+    np.int32(stop.max_iterations),
     problem.mesh,
   )
   theta_AC = np.asarray(found.theta_AC)

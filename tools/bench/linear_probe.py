@@ -140,7 +140,9 @@ def ours(train: linear_probe.Split, classes: int, gradient_tolerance: float) -> 
 
   def fit(lambda_: float) -> Fitted:
     start, before = linear_probe.between(fits, lambda_), time.perf_counter()
-    got = logistic.fit(problem, lambda_, start, gradient_tolerance=gradient_tolerance)
+    got = logistic.fit(
+      problem, lambda_, start, logistic.Stop(gradient_tolerance=gradient_tolerance)
+    )
     fits[lambda_] = got
     return Fitted(got.weights_DC, got.bias_C, got.iterations, time.perf_counter() - before)
 
@@ -242,7 +244,7 @@ def with_optax(train: linear_probe.Split, classes: int, lambdas: Sequence[float]
     )
 
   jax.block_until_ready(minimise(jnp.float32(1), jnp.float32(1e9)))
-  logistic.fit(problem, 1.0, max_iterations=1)
+  logistic.fit(problem, 1.0, stop=logistic.Stop(max_iterations=1))
   for lambda_ in lambdas:
     start = time.perf_counter()
     got = logistic.fit(problem, lambda_)
