@@ -169,3 +169,32 @@ def test_embeddings_that_are_not_finite_are_named():
   model.images[8] = np.nan
   with pytest.raises(encoding.EvaluationError, match="record 8: its embedding has norm nan"):
     retrieval.evaluate(model, source, BATCH)
+
+
+@pytest.mark.parametrize("block", [1, 7, 64])
+@pytest.mark.parametrize("items", [1, 5, 50, 1000])
+@pytest.mark.parametrize("same", [False, True])
+def test_blocks_of_any_size_give_the_same_ranks(block, items, same):
+  rng = np.random.default_rng(3)
+  query_QE, item_NE = unit(rng.normal(size=(50, 6))), unit(rng.normal(size=(173, 6)))
+  item_NE[100:] = item_NE[rng.integers(0, 100, 73)]  # equal ones tie across blocks
+  if same:
+    query_QE, item_NE = np.repeat(query_QE[:1], 50, 0), np.repeat(item_NE[:1], 173, 0)
+  correct = [np.sort(rng.permutation(173)[: rng.integers(1, 9)]) for _ in range(50)]
+  cosines = (query_QE.astype(np.float64) @ item_NE.T.astype(np.float64)).round(6)
+  wanted = []
+  for row, own in zip(cosines, correct, strict=True):
+    wrong = np.setdiff1d(np.arange(173), own)
+    wanted.append(1 + sum(row[wrong] >= row[own].max()))
+  got = retrieval._ranks(query_QE, item_NE, correct, block, items)
+  np.testing.assert_array_equal(got, wanted)
+
+
+def test_a_prefix_is_read_and_not_part_of_what_makes_captions_equal():
+  texts = {"a photo of one": [1, 0], "a photo of two": [0, 1]}
+  model = KnownModel([[1.0, 0], [0, 1], [1, 0]], texts, 2)
+  image_NE = unit([[1.0, 0], [0, 1], [1, 0]])
+  found = retrieval.rank(model, image_NE, [["one"], ["two"], ["one"]], 2, "a photo of ")
+  assert found.texts == ("one", "two", "one")
+  assert found.text_to_image.recall[1] == found.image_to_text.recall[1] == 1
+  assert set(model.seen_texts) == set(texts)

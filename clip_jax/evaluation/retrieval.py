@@ -11,6 +11,7 @@ from clip_jax.data import records
 from clip_jax.evaluation import encoding
 
 KS = (1, 5, 10)
+_ITEMS = 16_384  # that a block of queries is compared with at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,40 +92,82 @@ def evaluate(
   Source: section 3.1 and table 13.
   """
   n = encoding.count(source, batch, limit)
-  texts: list[str] = []
-  owners: list[int] = []  # of each text, the image it came with
+  captions: list[Sequence[str]] = []
   keys: list[str] = []
 
   def visit(i: int, record: records.Record) -> None:
+    captions.append(record.captions if all_captions else record.captions[:1])
+    keys.append(record.key)
     if not record.captions:
       raise encoding.EvaluationError(f"{source.locate(i)}: has no caption to retrieve")
-    own = record.captions if all_captions else record.captions[:1]
-    texts.extend(own)
-    owners.extend([i] * len(own))
-    keys.append(record.key)
 
   image_NE = encoding.encode_images(model, source, n, batch, visit)
-  distinct = {text: g for g, text in enumerate(dict.fromkeys(texts))}
-  group_of_text = [distinct[text] for text in texts]
-  text_NE = encoding.encode_texts(model, list(distinct), batch, truncate=True)[group_of_text]
-  images_of_text, texts_of_image = _correct(group_of_text, owners)
-  text_ranks = _ranks(text_NE, image_NE, images_of_text, batch)
-  image_ranks = _ranks(image_NE, text_NE, texts_of_image, batch)
+  found = rank(model, image_NE, captions, batch)
   image_of = functools.cache(lambda i: encoding.image_of(model, source, i))
 
   def example(t: int) -> Example:
-    found = _nearest(text_NE[t], image_NE, images_of_text[t])
-    hits = (Hit(image_of(i), keys[i], i in images_of_text[t], cosine) for i, cosine in found)
-    return Example(texts[t], int(text_ranks[t]), tuple(hits))
+    nearest = _nearest(found.text_NE[t], image_NE, found.images_of_text[t])
+    hits = (Hit(image_of(i), keys[i], i in found.images_of_text[t], cos) for i, cos in nearest)
+    return Example(found.texts[t], int(found.text_ranks[t]), tuple(hits))
 
-  drawn = np.random.default_rng(seed).permutation(len(texts))[:examples]
+  drawn = np.random.default_rng(seed).permutation(len(found.texts))[:examples]
   return RetrievalResult(
     name=name,
     images=n,
-    texts=len(texts),
-    image_to_text=_recall(image_ranks, texts_of_image, len(texts)),
-    text_to_image=_recall(text_ranks, images_of_text, n),
+    texts=len(found.texts),
+    image_to_text=found.image_to_text,
+    text_to_image=found.text_to_image,
     examples=tuple(example(int(t)) for t in drawn),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+  """Every text and every image as a query, with the rank of its first correct item, from 1."""
+
+  texts: tuple[str, ...]  # in the order of their images
+  text_NE: np.ndarray
+  images_of_text: Sequence[np.ndarray]  # which images are correct, as sorted indices
+  texts_of_image: Sequence[np.ndarray]
+  text_ranks: np.ndarray
+  image_ranks: np.ndarray
+
+  @property
+  def image_to_text(self) -> Recall:
+    return _recall(self.image_ranks, self.texts_of_image, len(self.texts))
+
+  @property
+  def text_to_image(self) -> Recall:
+    return _recall(self.text_ranks, self.images_of_text, len(self.image_ranks))
+
+
+def rank(
+  model: encoding.Model,
+  image_NE: np.ndarray,
+  captions: Sequence[Sequence[str]],
+  batch: int,
+  prefix: str = "",
+) -> Ranked:
+  """Ranks the images' captions for the images, and the images for the captions; see `evaluate`.
+
+  Args: image_NE, embeddings of unit norm; captions, of each image one or more; prefix, is put
+    before every caption where it is encoded ("a photo of " in the paper's table).
+  Raises: EvaluationError naming the text whose embedding is not finite.
+  """
+  texts = tuple(text for own in captions for text in own)
+  owners = [i for i, own in enumerate(captions) for _ in own]
+  distinct = {text: g for g, text in enumerate(dict.fromkeys(texts))}
+  group_of_text = [distinct[text] for text in texts]
+  prompts = [prefix + text for text in distinct]
+  text_NE = encoding.encode_texts(model, prompts, batch, truncate=True)[group_of_text]
+  images_of_text, texts_of_image = _correct(group_of_text, owners)
+  return Ranked(
+    texts=texts,
+    text_NE=text_NE,
+    images_of_text=images_of_text,
+    texts_of_image=texts_of_image,
+    text_ranks=_ranks(text_NE, image_NE, images_of_text, batch),
+    image_ranks=_ranks(image_NE, text_NE, texts_of_image, batch),
   )
 
 
@@ -150,24 +193,41 @@ def _correct(
 
 
 def _ranks(
-  query_QE: np.ndarray, item_NE: np.ndarray, correct: Sequence[np.ndarray], block: int
+  query_QE: np.ndarray,
+  item_NE: np.ndarray,
+  correct: Sequence[np.ndarray],
+  block: int,
+  items: int = _ITEMS,
 ) -> np.ndarray:
-  """The rank of each query's first correct item, from 1; at most [block, N] scores at once."""
-  ranks = np.zeros(len(query_QE), np.int64)
+  """The rank of each query's first correct item, from 1; at most [block, items] scores at once."""
+  ranks = np.ones(len(query_QE), np.int64)
   for start in range(0, len(query_QE), block):
-    cosines_bN = encoding.similarities(query_QE[start : start + block], item_NE)
-    for q, row in enumerate(cosines_bN, start=start):
-      own = row[correct[q]]
-      best = own.max()
-      ranks[q] = 1 + np.sum(row >= best) - np.sum(own >= best)
+    query_bE = query_QE[start : start + block]
+    own = correct[start : start + block]
+    best_b1 = np.array([[_best(q, item_NE, c)] for q, c in zip(query_bE, own, strict=True)])
+    # Correct items are no rivals: they are taken out of each block of items, by their numbers.
+    number = np.concatenate(own)
+    order = np.argsort(number, kind="stable")
+    row, number = np.repeat(np.arange(len(own)), [len(c) for c in own])[order], number[order]
+    for first in range(0, len(item_NE), items):
+      cosines_bi = encoding.similarities(query_bE, item_NE[first : first + items])
+      inside = slice(*np.searchsorted(number, (first, first + items)))
+      cosines_bi[row[inside], number[inside] - first] = -np.inf
+      ranks[start : start + block] += np.sum(cosines_bi >= best_b1, axis=1)
   return ranks
+
+
+def _best(query_E: np.ndarray, item_NE: np.ndarray, correct: np.ndarray) -> np.float32:
+  """The highest cosine of a correct item."""
+  return encoding.similarities(query_E[None], item_NE[correct]).max()
 
 
 def _nearest(
   query_E: np.ndarray, item_NE: np.ndarray, correct: np.ndarray, size: int = 5
 ) -> list[tuple[int, float]]:
   """The `size` nearest items with their cosines, in the order in which `_ranks` counts."""
-  cosines = encoding.similarities(query_E[None], item_NE)[0]
+  blocks = (item_NE[first : first + _ITEMS] for first in range(0, len(item_NE), _ITEMS))
+  cosines = np.concatenate([encoding.similarities(query_E[None], block)[0] for block in blocks])
   is_correct = np.isin(np.arange(len(item_NE)), correct)
   return [(int(i), float(cosines[i])) for i in np.lexsort((is_correct, -cosines))[:size]]
 
