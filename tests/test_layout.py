@@ -71,7 +71,13 @@ LAYERS = (
     "evaluation.copies",
     "evaluation.logistic",
   ),
-  ("gradients", "agreement", "evaluation.paper_page", "evaluation.opening"),
+  (
+    "gradients",
+    "agreement",
+    "evaluation.paper_page",
+    "evaluation.opening",
+    "evaluation.feature_file",
+  ),
   (
     "interop.weights",
     "interop.writers",
@@ -86,6 +92,7 @@ LAYERS = (
     "evaluation.paper_writers",
     "evaluation.scores",
     "evaluation.linear_probe",
+    "evaluation.features",
   ),
   ("interop.graphs", "interop.inputs"),
   (
@@ -194,6 +201,7 @@ TESTED_WITH = {
   "evaluation.paper_verdicts": "paper_tables",
   "evaluation.paper_page": "paper_writers",
   "evaluation.lbfgs": "logistic",
+  "evaluation.feature_file": "features",
 }
 
 
