@@ -38,9 +38,8 @@ class Model(KnownModel):
 
 def encode(folder, model=None, source=None, kind="embedding", weights="w", **options):
   model = model or Model()
-  found = features.encode(
-    model, source or labelled(LABELS), kind, model.batch, folder, weights, **options
-  )
+  source = labelled(LABELS) if source is None else source
+  found = features.encode(model, source, kind, model.batch, folder, weights, **options)
   return found, model.asked
 
 
