@@ -1,7 +1,6 @@
 """`clip-jax VERB`: each verb a thin function over one module."""
 
 import argparse
-import json
 import logging
 import math
 import os
@@ -14,13 +13,10 @@ from typing import Any
 import rich.console
 import rich.table
 
-from clip_jax import cli_options
+from clip_jax import cli_evaluation, cli_options
+from clip_jax.cli_output import UsageError, show
 
 _MOST_COLUMNS = 8  # of labels in a table
-
-
-class UsageError(ValueError):
-  """A command line that cannot be carried out."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,18 +66,6 @@ def _one_line(error: Exception) -> str:
   return f"{type(error).__name__}: {text} (--debug shows where)" if foreign else text
 
 
-def _console(options: argparse.Namespace) -> rich.console.Console:
-  """People read standard output, unless it carries JSON."""
-  return rich.console.Console(stderr=options.json)
-
-
-def _print(options: argparse.Namespace, table: rich.table.Table, value: Any) -> None:
-  if options.json:
-    print(json.dumps(value))
-  else:
-    rich.console.Console().print(table)
-
-
 def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
   from clip_jax import hosts
 
@@ -106,7 +90,7 @@ def _train_here(options: argparse.Namespace, config: Any) -> int:
     return hosts.UNFINISHED
   facts, results = summary.finish(workdir, workdir / "report.html")
   if first:
-    _print(options, report.table(results), facts)
+    show(options, report.table(results), facts)
   console.print(f"report: {workdir / 'report.html'}")
   return 0
 
@@ -138,20 +122,6 @@ def load_config(path: str, overrides: Sequence[str]) -> Any:
   return parsing.parse(values["config"].value)
 
 
-def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> int:
-  from clip_jax import summary
-  from clip_jax.evaluation import report
-
-  page = pathlib.Path(options.report) if options.report else None
-  if page is not None and not page.absolute().parent.is_dir():
-    raise UsageError(f"--report {page}: there is no folder {page.absolute().parent}")
-  facts, results = summary.finish(pathlib.Path(options.weights), page)
-  if not results:
-    raise UsageError(f"--weights {options.weights}: its config has no evaluation tasks")
-  _print(options, report.table(results), facts)
-  return 0
-
-
 def _classify(options: argparse.Namespace, _: Sequence[str]) -> int:
   from clip_jax.interop import sources
 
@@ -167,7 +137,7 @@ def _classify(options: argparse.Namespace, _: Sequence[str]) -> int:
     few = [", ".join(f"{label} {p:.1%}" for label, p in best)]
     table.add_row(image, *([f"{p:.1%}" for p in row] if shown == len(labels) else few))
     value.append({"image": image, "probabilities": dict(zip(labels, row.tolist(), strict=True))})
-  _print(options, table, value)
+  show(options, table, value)
   return 0
 
 
@@ -195,7 +165,7 @@ def _embed(options: argparse.Namespace, _: Sequence[str]) -> int:
   for name, row in zip(inputs, embeddings_NE, strict=True):
     table.add_row(name, " ".join(f"{x:+.3f}" for x in row[:6]) + " ...")
   pairs = zip(inputs, embeddings_NE.tolist(), strict=True)
-  _print(options, table, [{"input": name, "embedding": row} for name, row in pairs])
+  show(options, table, [{"input": name, "embedding": row} for name, row in pairs])
   return 0
 
 
@@ -230,7 +200,7 @@ def _import(options: argparse.Namespace, _: Sequence[str]) -> int:
   table = rich.table.Table(show_header=False)
   for name, value in facts.items():
     table.add_row(name, value)
-  _print(options, table, facts)
+  show(options, table, facts)
   return 0
 
 
@@ -246,7 +216,7 @@ def _export(options: argparse.Namespace, _: Sequence[str]) -> int:
     difference = comparison.largest_difference
     table.add_row(comparison.runtime, "not checked" if difference is None else f"{difference:.1e}")
   read = [{"runtime": c.runtime, "largest_difference": c.largest_difference} for c in found]
-  _print(options, table, {"written": str(dest), "read_back": read})
+  show(options, table, {"written": str(dest), "read_back": read})
   wrong = [str(c) for c in found if c.largest_difference is not None and not c.agrees]
   if wrong:
     raise UsageError(f"{dest}: written, but not the same when read back: {'; '.join(wrong)}")
@@ -285,12 +255,12 @@ def _preflight(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         table.add_row(words, str(result))
         why = {"why": result} if isinstance(result, str) else {"used_bytes": result.used_bytes}
         tried.append({"options": words, "fits": False, **why})
-    _print(options, table, {"fits": False, "used_bytes": error.used_bytes, "tried": tried})
+    show(options, table, {"fits": False, "used_bytes": error.used_bytes, "tried": tried})
     return 1
   for name, value in preflight_text.lines(found, options.price):
     table.add_row(name, value)
   money = {"dollars": found.run_chip_hours * options.price} if options.price else {}
-  _print(options, table, {"fits": True, **_finite({**dataclasses.asdict(found), **money})})
+  show(options, table, {"fits": True, **_finite({**dataclasses.asdict(found), **money})})
   return 0
 
 
@@ -305,7 +275,8 @@ _VERBS = {
   "export": _export,
   "train": _train,
   "preflight": _preflight,
-  "evaluate": _evaluate,
+  "evaluate": cli_evaluation.evaluate,
+  "paper": cli_evaluation.paper,
   "classify": _classify,
   "embed": _embed,
 }

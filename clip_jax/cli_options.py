@@ -11,6 +11,7 @@ _EPILOG = """\
 examples:
   clip-jax train --config experiments/demo.py --workdir runs/demo --config.steps=500
   clip-jax evaluate --weights runs/demo
+  clip-jax paper --models RN50=RN50.pt --data DATA --output tables
   clip-jax classify photo.png --labels "a cat,a dog" --weights runs/demo
   clip-jax embed --weights runs/demo --texts "a red circle" --output texts.npy
   clip-jax import ViT-B-32.pt weights/vit_b_32
@@ -47,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
   evaluate.add_argument("--weights", required=True, metavar="DIR", help="a workdir")
   evaluate.add_argument("--report", metavar="FILE", help="also write the HTML report here")
 
+  _add_paper(add, common)
   classify = verbs.add_parser(
     allow_abbrev=False,
     name="classify",
@@ -115,6 +117,84 @@ def _add_interop(
   export.add_argument("--activation", choices=("quick_gelu", "gelu"), help="as for import")
 
 
+def _add_paper(
+  add: Callable[..., argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
+  paper = add(
+    "paper",
+    parents=[common],
+    help="measure the paper's tables, beside the published figures",
+    description="Measures Tables 10 (linear probe), 11 (zero-shot), 13 (retrieval) and 16 (natural "
+    "shifts) cell by cell and writes them with the published figures, the differences and a "
+    "verdict. The same command goes on where it was stopped. What is not on this machine is told, "
+    "with how to get it. Exit code 2: some of what is there could not be measured.",
+  )
+  paper.add_argument(
+    "--models", required=True, nargs="+", metavar="NAME=WEIGHTS", help="as --weights takes them"
+  )
+  paper.add_argument(
+    "--data", required=True, nargs="+", metavar="ROOT", help="folders with data sets below them"
+  )
+  paper.add_argument("--output", required=True, metavar="DIR", help="results and tables")
+  paper.add_argument("--tables", default="10,11,13,16", metavar="N,N", help="default 10,11,13,16")
+  paper.add_argument(
+    "--datasets", nargs="+", default=[], metavar="KEY", help="these only, as Food101"
+  )
+  paper.add_argument(
+    "--limit",
+    type=int,
+    default=0,
+    metavar="N",
+    help="the first N records of every split; such figures are not compared with the paper's",
+  )
+  paper.add_argument(
+    "--corrupt-images",
+    choices=("error", "skip"),
+    default="error",
+    help="what to do with an image that cannot be decoded (default: error, naming it)",
+  )
+  paper.add_argument(
+    "--features",
+    choices=("penultimate", "projected"),
+    default="penultimate",
+    help="of the linear probe; projected is what other tools probe, and gets a row of its own",
+  )
+  paper.add_argument(
+    "--prompts",
+    nargs="+",
+    default=[],
+    metavar="KEY=FILE",
+    help="class names and templates of a data set, as JSON, in place of the published ones",
+  )
+  paper.add_argument(
+    "--caption-prefix",
+    default="a photo of ",
+    metavar="TEXT",
+    help='before every caption of retrieval; default "a photo of ", as in the paper',
+  )
+  paper.add_argument("--cache", metavar="DIR", help="of features; default: cache in DIR of output")
+  paper.add_argument("--batch", type=int, default=256, metavar="N", help="images at a time (256)")
+  _add_several(paper)
+
+
+def _add_several(verb: argparse.ArgumentParser) -> None:
+  """How the processes of a run find each other."""
+  several = verb.add_argument_group(
+    "several processes",
+    "one a host, each with this command; to be told where no Cloud TPU, Slurm or Open MPI does",
+  )
+  several.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, the same for all")
+  several.add_argument("--processes", type=int, metavar="N", help="how many there are")
+  several.add_argument("--process", type=int, metavar="I", help="which this one is, from 0")
+  several.add_argument(
+    "--heartbeat",
+    type=float,
+    default=30.0,
+    metavar="SECONDS",
+    help="a process that is silent for so long ends the others (30)",
+  )
+
+
 def _add_training(
   add: Callable[..., argparse.ArgumentParser], common: argparse.ArgumentParser
 ) -> None:
@@ -132,20 +212,7 @@ def _add_training(
     "--config", required=True, metavar="FILE", help="experiment file with get_config()"
   )
   train.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints, metrics, report")
-  several = train.add_argument_group(
-    "several processes",
-    "one a host, each with this command; to be told where no Cloud TPU, Slurm or Open MPI does",
-  )
-  several.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, the same for all")
-  several.add_argument("--processes", type=int, metavar="N", help="how many there are")
-  several.add_argument("--process", type=int, metavar="I", help="which this one is, from 0")
-  several.add_argument(
-    "--heartbeat",
-    type=float,
-    default=30.0,
-    metavar="SECONDS",
-    help="a process that is silent for so long ends the others (30)",
-  )
+  _add_several(train)
   train.add_argument(
     "--accept-changes",
     action="store_true",

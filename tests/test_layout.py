@@ -16,6 +16,7 @@ LAYERS = (
     "hosts",
     "rounding",
     "cli_options",
+    "cli_output",
     "evaluation.noise_and_blur",
     "evaluation.shifts",
     "data.bytepairs",
@@ -93,18 +94,29 @@ LAYERS = (
     "evaluation.scores",
     "evaluation.linear_probe",
     "evaluation.features",
+    "evaluation.probe_file",
+    "evaluation.paper_units",
+    "evaluation.paper_progress",
   ),
   ("interop.graphs", "interop.inputs"),
   (
     "interop.sources",
+    "evaluation.paper_cells",
     "evaluation.tasks",
     "evaluation.curves",
     "evaluation.embedding_map",
   ),
-  ("evaluation.figures", "evaluation.stress", "interop.exports", "initial"),
-  ("evaluation.report", "interop.verify"),
+  (
+    "evaluation.figures",
+    "evaluation.stress",
+    "interop.exports",
+    "initial",
+    "evaluation.paper_models",
+  ),
+  ("evaluation.report", "interop.verify", "evaluation.paper_run"),
   ("summary", "preflight"),
   ("train", "preflight_text", "remedies"),
+  ("cli_evaluation",),
   ("cli",),
 )
 
@@ -118,7 +130,7 @@ FENCES = {
   "tensorflow_datasets": {"data.tfds_source"},
   "tensorboardX": {"metrics"},
   "jinja2": {"evaluation.report", "evaluation.paper_page"},
-  "argparse": {"cli", "cli_options"},
+  "argparse": {"cli", "cli_evaluation", "cli_options", "cli_output"},
   "torch": set(),
   "tensorflow": set(),
 }
@@ -175,7 +187,9 @@ TESTED_WITH = {
   "evaluation.copies": "opening",
   "interop.layouts": "weights",
   "interop.unpickle": "archive",
+  "cli_evaluation": "cli",
   "cli_options": "cli",
+  "cli_output": "cli",
   "config": "parsing",
   "chips": "preflight",
   "collectives": "program",
@@ -202,6 +216,9 @@ TESTED_WITH = {
   "evaluation.paper_page": "paper_writers",
   "evaluation.lbfgs": "logistic",
   "evaluation.feature_file": "features",
+  "evaluation.probe_file": "paper_cells",
+  "evaluation.paper_units": "paper_cells",
+  "evaluation.paper_progress": "paper_run",
 }
 
 

@@ -44,8 +44,9 @@ def chunk(
   unreadable: Sequence[int],
 ) -> Chunk:
   """The line of these float32 rows."""
+  rows, width = rows_bD.shape
   digest = hashlib.sha256(rows_bD.tobytes()).hexdigest()
-  return Chunk(*rows_bD.shape, digest, labels, captions, unreadable)
+  return Chunk(rows, width, digest, labels, captions, unreadable)
 
 
 class FeatureFile:

@@ -52,6 +52,16 @@ class Tried:
 
 
 @dataclasses.dataclass(frozen=True)
+class Learned:
+  """A classifier with the lambda that was found for it."""
+
+  fit: logistic.Fit  # the last one
+  lambda_: float
+  tried: tuple[Tried, ...]  # in the order of the search
+  examples: int  # that the last fit saw
+
+
+@dataclasses.dataclass(frozen=True)
 class ProbeResult:
   score: float  # on the test set
   lambda_: float
@@ -147,7 +157,27 @@ def probe(
   stop: logistic.Stop = logistic.AT_MINIMUM,
   mesh: Mesh | None = None,
 ) -> ProbeResult:
-  """Searches lambda on the validation set, fits again with that merged into training, and tests.
+  """What `learn` finds, on the test set. Raises: LogisticError on bad features or labels."""
+  _check(classes, test)
+  found = learn(train, classes, metric, validation, seed=seed, stop=stop, mesh=mesh)
+  score = metric(found.fit.scores(test.features_ND), test.labels)
+  last = found.fit
+  return ProbeResult(
+    score, found.lambda_, found.tried, last.iterations, last.converged, found.examples
+  )
+
+
+def learn(
+  train: Split,
+  classes: int,
+  metric: Metric,
+  validation: Split | None = None,
+  *,
+  seed: int = 0,
+  stop: logistic.Stop = logistic.AT_MINIMUM,
+  mesh: Mesh | None = None,
+) -> Learned:
+  """Searches lambda on the validation set, and fits again with that merged into training.
 
   Without a validation set one is held back by `hold_back(train, seed)`. Several labels an image are
   as many problems of two classes, with one lambda: the paper does not say more of VOC2007.
@@ -158,14 +188,12 @@ def probe(
   """
   if validation is None:
     train, validation = hold_back(train, seed)
-  _check(classes, validation, test)
+  _check(classes, validation)
   best, lambda_, tried = _search(train, validation, classes, metric, stop, mesh)
   features_ND = np.concatenate([train.features_ND, validation.features_ND])
   labels = np.concatenate([train.labels, validation.labels])
   problem = logistic.prepare(features_ND, labels, classes, mesh)
-  last = logistic.fit(problem, lambda_, best, stop)
-  score = metric(last.scores(test.features_ND), test.labels)
-  return ProbeResult(score, lambda_, tried, last.iterations, last.converged, len(labels))
+  return Learned(logistic.fit(problem, lambda_, best, stop), lambda_, tried, len(labels))
 
 
 def few_shot(

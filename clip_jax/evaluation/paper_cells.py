@@ -1,0 +1,183 @@
+"""What one cell of the paper's tables is measured by: zero-shot, linear probe, retrieval, shifts.
+
+Source: Tables 10, 11, 13 and 16, sections 3.1 to 3.3, appendices A and E.1.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from clip_jax.data import labels as labels_lib
+from clip_jax.evaluation import (
+  classifier,
+  datasets,
+  encoding,
+  features,
+  linear_probe,
+  logistic,
+  probe_file,
+  retrieval,
+  scores,
+  shift_accuracy,
+)
+from clip_jax.evaluation.paper_units import CAPTIONS, Fold, Settings, Task
+
+_ROWS = 4096  # images whose scores are computed at a time
+_KINDS = {"penultimate": "penultimate", "projected": "embedding"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """A model and what its features and results are kept under."""
+
+  name: str
+  model: encoding.FeatureModel
+  hash: str  # of the weights and all else that the model computes by
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+  """A measured figure in percent, over `n` images."""
+
+  metric: str
+  percent: float
+  n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  values: tuple[Value, ...]
+  left_out: tuple[str, ...]  # where the records stand that were left out
+
+
+Progress = Callable[[str, int, int], None]  # of what, how many are done, of how many
+
+
+def measure(given: Task, weights: Weights, settings: Settings, progress: Progress) -> Found:
+  """Measures the figures of a unit; of several folds their mean.
+
+  Every process must call it alike. Raises: EvaluationError naming the record that is bad, or whose
+    label is no class; PromptError, ProbeError, LogisticError, ShiftError; OSError.
+  """
+  if given.unit.table == "13":
+    return _retrieval(given, weights, settings, progress)
+  run = _probe if given.unit.probed else _zero_shot
+  found = [run(given, fold, weights, settings, progress) for fold in given.folds]
+  sizes = [n for _, n, _ in found]
+  distinct = {fold.test.fingerprint: n for fold, n in zip(given.folds, sizes, strict=True)}
+  percent = 100 * float(np.mean([share for share, _, _ in found]))
+  value = Value(given.unit.dataset.metric, round(percent, 10), sum(distinct.values()))
+  return Found((value,), tuple(dict.fromkeys(where for _, _, left in found for where in left)))
+
+
+_Scored = tuple[float, int, tuple[str, ...]]  # a share, of how many images, and those left out
+
+
+def _zero_shot(
+  given: Task, fold: Fold, weights: Weights, settings: Settings, progress: Progress
+) -> _Scored:
+  assert given.prompt_set is not None
+  copy, name = fold.test, given.unit.dataset.key
+  class_CE = classifier.classifier(
+    weights.model,
+    given.prompt_set,
+    settings.cache,
+    weights.hash,
+    settings.batch,
+    functools.partial(progress, f"{name}: prompts"),
+  )
+  found = _features(copy, "embedding", weights, settings, progress)
+  rows_NE = found.rows_ND
+  scores_NC = np.empty((len(rows_NE), len(class_CE)), np.float32)
+  for start in range(0, len(rows_NE), _ROWS):
+    rows = slice(start, start + _ROWS)
+    scores_NC[rows] = encoding.similarities(rows_NE[rows], class_CE)
+  return _scored(given, copy, found, scores_NC)
+
+
+def _probe(
+  given: Task, fold: Fold, weights: Weights, settings: Settings, progress: Progress
+) -> _Scored:
+  assert fold.train is not None
+  kind, train = _KINDS[settings.features], fold.train
+  classes, metric = len(train.classes), functools.partial(scores.score, train.dataset.metric)
+
+  def learn() -> logistic.Fit:
+    seen = _features(train, kind, weights, settings, progress)
+    progress(f"{given.unit.dataset.key}: fitting", 0, 1)
+    split = linear_probe.Split(seen.rows_ND, _labels(train, seen))
+    return linear_probe.learn(split, classes, metric).fit
+
+  key = features.cache_key(weights.model, train, kind, weights.hash)
+  trained_on = f"{key} {train.dataset.metric} {settings.limit} {settings.skip_unreadable}"
+  fit = probe_file.kept(settings.cache, trained_on, classes, learn)
+  found = _features(fold.test, kind, weights, settings, progress)
+  return _scored(given, fold.test, found, fit.scores(found.rows_ND))
+
+
+def _scored(
+  given: Task, copy: datasets.Copy, found: features.Features, scores_NC: np.ndarray
+) -> _Scored:
+  """By the data set's metric; over the classes of a shift where it has fewer than ImageNet."""
+  indices = given.unit.dataset.imagenet_indices
+  if indices and len(indices) < scores_NC.shape[1]:
+    scores_NC = shift_accuracy.restrict(scores_NC, [[k] for k in indices])
+  share = scores.score(given.unit.dataset.metric, scores_NC, _labels(copy, found))
+  return share, len(scores_NC), found.left_out
+
+
+def _retrieval(given: Task, weights: Weights, settings: Settings, progress: Progress) -> Found:
+  copy = given.folds[0].test
+  found = _features(copy, "embedding", weights, settings, progress)
+  captions = [own[:CAPTIONS] for own in found.captions]
+  if () in captions:
+    where = copy.locate(int(found.indices[captions.index(())]))
+    raise encoding.EvaluationError(f"{where}: has no caption to retrieve")
+  progress(f"{copy.dataset.key}: captions", 0, 1)
+  prefix, batch = settings.caption_prefix, settings.batch
+  ranked = retrieval.rank(weights.model, np.asarray(found.rows_ND), captions, batch, prefix)
+  both = (ranked.image_to_text, ranked.text_to_image)
+  shares = [recall.recall[k] for recall in both for k in retrieval.KS]
+  values = [
+    Value(metric, round(100 * share, 10), len(captions))
+    for metric, share in zip(given.unit.metrics, shares, strict=True)
+  ]
+  return Found(tuple(values), found.left_out)
+
+
+def _features(
+  copy: datasets.Copy, kind: str, weights: Weights, settings: Settings, progress: Progress
+) -> features.Features:
+  return features.encode(
+    weights.model,
+    copy,
+    kind,
+    settings.batch,
+    settings.cache,
+    weights.hash,
+    settings.limit,
+    skip_unreadable=settings.skip_unreadable,
+    progress=functools.partial(progress, f"{copy.dataset.key}: {copy.split}"),
+  )
+
+
+def _labels(copy: datasets.Copy, found: features.Features) -> np.ndarray:
+  """int64 [N], or int8 [N, C] of 1, 0 and -1 where an image is of several classes.
+
+  Raises: EvaluationError naming the record whose label is no class.
+  """
+  place = {name: k for k, name in enumerate(copy.classes)}
+  several = copy.dataset.rule == "several"
+  out: list[Any] = []
+  for index, label in zip(found.indices, found.labels, strict=True):
+    try:
+      out.append(labels_lib.row(label or "", copy.classes) if several else place[label or ""])
+    except (KeyError, labels_lib.LabelError):
+      raise encoding.EvaluationError(
+        f"{copy.locate(int(index))}: label {label!r} is none of the {len(place)} classes "
+        f"({', '.join(copy.classes[:3])}, ...)"
+      ) from None
+  return np.array(out, np.int8 if several else np.int64)

@@ -1,0 +1,248 @@
+"""The paper's tables measured cell by cell, in a run that can be killed and goes on."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import pathlib
+import subprocess
+import time
+from collections.abc import Sequence
+
+import jax
+import rich.console
+
+from clip_jax import hosts
+from clip_jax.evaluation import (
+  datasets,
+  encoding,
+  linear_probe,
+  logistic,
+  paper_cells,
+  paper_models,
+  paper_progress,
+  paper_results,
+  paper_tables,
+  paper_units,
+  paper_verdicts,
+  paper_writers,
+  prompts,
+  shifts,
+)
+
+RESULTS = "results.jsonl"
+KINDS = paper_verdicts.KINDS
+
+# Of one cell: the others are measured all the same.
+_OF_A_CELL = (
+  datasets.DatasetError,
+  encoding.EvaluationError,
+  linear_probe.ProbeError,
+  logistic.LogisticError,
+  prompts.PromptError,
+  shifts.ShiftError,
+)
+
+
+class RunError(ValueError):
+  """Tables that cannot be measured as asked: what, and why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """`measured`: figures in this run; `failures`: what could not be measured though it is there."""
+
+  grids: tuple[paper_tables.Grid, ...]
+  measured: int
+  failures: tuple[str, ...]
+
+
+def run(
+  named: Sequence[paper_models.Named],
+  tables: Sequence[str],
+  only: Sequence[str],
+  settings: paper_units.Settings,
+  output: pathlib.Path,
+  console: rich.console.Console,
+) -> Outcome:
+  """Measures what `output`/results.jsonl does not hold yet, and writes the tables into `output`.
+
+  A cell is measured again where its data, prompts or settings are others than in the file. Ctrl-C
+  and SIGTERM end the run with the tables of what is there; the same command goes on. Every process
+  must call it alike; the first one reads and writes.
+  Args: only, keys of data sets, to measure no others (none: all).
+  Raises: RunError for tables or data sets that there are not; ResultsError when the file is of
+    other weights; as `paper_models.load`; OSError with the file's name.
+  """
+  unknown = [table for table in tables if table not in paper_units.TABLES]
+  if unknown or not tables:
+    raise RunError(f"table {' '.join(unknown)!r}: choose of {', '.join(paper_units.TABLES)}")
+  wanted = {datasets.named(key).key for key in only}
+  units = [unit for table in dict.fromkeys(tables) for unit in paper_units.units(table)]
+  chosen = [unit for unit in units if not wanted or unit.dataset.key in wanted]
+  if not chosen:
+    raise RunError(f"none of {', '.join(sorted(wanted))} is in table {', '.join(tables)}")
+  state = _Run(settings, output, code_version())
+  for unit in units:
+    if unit not in chosen:
+      state.miss(unit, "not asked for: --datasets names others")
+  with paper_progress.stoppable():
+    last = state.begin(named, chosen)
+    try:
+      with paper_progress.bar(console, len(named) * len(chosen)) as bar:
+        for model in named:
+          weights = last if model.name == last.name else paper_models.load(model)
+          for unit in chosen:
+            state.measure(unit, weights, bar)
+    except BaseException:
+      with contextlib.suppress(OSError):
+        state.write(named, units)
+      raise
+    return Outcome(state.write(named, units), state.new, tuple(state.failures))
+
+
+class _Run:
+  """What is known so far."""
+
+  def __init__(self, settings: paper_units.Settings, output: pathlib.Path, code: str):
+    self.settings, self.output, self.code = settings, output, code
+    self.first = jax.process_index() == 0
+    self.new, self.failures = 0, list[str]()
+    self._measured: list[paper_results.Measured] = []
+    self._missing: dict[str, dict[str, str]] = {}  # of each table, data set -> why
+    self._notes: dict[str, None] = {}
+    self._copy_of = paper_units.opener(settings)
+
+  def begin(
+    self, named: Sequence[paper_models.Named], units: Sequence[paper_units.Unit]
+  ) -> paper_cells.Weights:
+    """Reads what is measured, before anything is. Returns: the last model, loaded."""
+    hashes: dict[str, str] = {}
+    for model in named:
+      weights = paper_models.load(model)
+      hashes |= {unit.row(model.name, self.settings): weights.hash for unit in units}
+    if self.first:
+      self.output.mkdir(parents=True, exist_ok=True)
+      found = paper_results.read(self.output / RESULTS, hashes)
+      self._measured = list(found.measured)
+      if found.cut:
+        self._notes[found.cut] = None
+    return weights
+
+  def miss(self, unit: paper_units.Unit, why: str) -> None:
+    of_table = self._missing.setdefault(unit.table, {})
+    seen = of_table.get(unit.column)
+    of_table[unit.column] = f"{seen}; {why}" if seen and why not in seen else why
+
+  def measure(
+    self, unit: paper_units.Unit, weights: paper_cells.Weights, bar: paper_progress.Bar
+  ) -> None:
+    """One unit of work, unless it is done."""
+    name = f"Table {unit.table}, {unit.row(weights.name, self.settings)}, {unit.dataset.key}"
+    try:
+      task = self._task(unit)
+      if task is None or self._is_done(task, weights):
+        bar.done(name, "" if task else "not available")
+        return
+      began = time.monotonic()
+      found = paper_cells.measure(task, weights, self.settings, bar.part)
+    except _OF_A_CELL as error:
+      if jax.process_count() > 1:  # the others may be waiting for this one
+        raise
+      self.failures.append(f"{name}: {error}")
+      self.miss(unit, f"{weights.name} could not be measured: {error}")
+      bar.done(name, "could not be measured")
+      return
+    self._keep(task, weights, found, time.monotonic() - began)
+    bar.done(name, f"{found.values[0].metric} {found.values[0].percent:.1f}")
+
+  def _task(self, unit: paper_units.Unit) -> paper_units.Task | None:
+    """The unit's data and prompts, the same on all processes; None where they are not available."""
+    task, said = None, "not available"
+    try:
+      task = paper_units.task(unit, self.settings, self._copy_of)
+      said = f"{task.data} {task.prompts}"
+      self._notes |= dict.fromkeys(task.notes)
+    except datasets.NotAvailable as error:
+      self.miss(unit, str(error))
+    if hosts.from_first(said.encode()).decode() != said:
+      raise RunError(
+        f"{unit.dataset.key}: process {jax.process_index()} has other data or prompts than process "
+        "0; give all of them the same"
+      )
+    return task
+
+  def _is_done(self, task: paper_units.Task, weights: paper_cells.Weights) -> bool:
+    """Whether all figures are there, of these data and prompts; others of the cell are dropped."""
+    unit, row = task.unit, task.unit.row(weights.name, self.settings)
+    keys = {(unit.table, row, unit.column, metric) for metric in unit.metrics}
+    latest = {m.key: m for m in self._measured if m.key in keys}
+    same = {k for k, m in latest.items() if (m.data, m.prompts) == (task.data, task.prompts)}
+    done = hosts.from_first(b"1" if same == keys else b"0") == b"1"
+    if not done:
+      self._measured = [m for m in self._measured if m.key not in keys]
+    return done
+
+  def _keep(
+    self,
+    task: paper_units.Task,
+    weights: paper_cells.Weights,
+    found: paper_cells.Found,
+    seconds: float,
+  ) -> None:
+    unit = task.unit
+    key = unit.dataset.key
+    left_out = (f"{key}: left out, its image cannot be decoded: {w}" for w in found.left_out)
+    self._notes |= dict.fromkeys(left_out)
+    for value in found.values:
+      measured = paper_results.Measured(
+        table=unit.table,
+        model=unit.row(weights.name, self.settings),
+        dataset=unit.column,
+        metric=value.metric,
+        value=value.percent,
+        n=value.n,
+        weights=weights.hash,
+        data=task.data,
+        prompts=task.prompts,
+        code=self.code,
+        seconds=round(seconds, 3),
+      )
+      self._measured.append(measured)
+      self.new += 1
+      if self.first:
+        paper_results.append(self.output / RESULTS, measured)
+
+  def write(
+    self, named: Sequence[paper_models.Named], units: Sequence[paper_units.Unit]
+  ) -> tuple[paper_tables.Grid, ...]:
+    """The tables of what is there; the first process alone writes them."""
+    grids: list[paper_tables.Grid] = []
+    for table in dict.fromkeys(unit.table for unit in units):
+      own = [unit for unit in units if unit.table == table]
+      rows = [unit.row(model.name, self.settings) for model in named for unit in own]
+      missing = self._missing.get(table, {})
+      grids += paper_tables.compare(self._measured, [table], list(dict.fromkeys(rows)), missing)
+    if self.first:
+      shown = [m for m in self._measured if m.table in {grid.table.key for grid in grids}]
+      paper_writers.write(self.output, grids, shown, tuple(self._notes))
+    return tuple(grids)
+
+
+def code_version() -> str:
+  """The installed version; in a checkout with its commit, and whether files were changed."""
+  version = importlib.metadata.version("clip-jax-tpu")
+  root = pathlib.Path(__file__).resolve().parents[2]
+  if not (root / ".git").exists():
+    return version
+
+  def git(*words: str) -> str:
+    found = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
+    found.check_returncode()
+    return found.stdout.strip()
+
+  try:
+    commit = git("rev-parse", "--short=12", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no")
+  except (OSError, subprocess.CalledProcessError):
+    return version
+  return f"{version}+g{commit}{'.changed' if changed else ''}"

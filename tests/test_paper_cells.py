@@ -1,0 +1,224 @@
+"""Units of the paper's tables by themselves: probes, their folds, and what is kept of them."""
+
+import dataclasses
+
+import numpy as np
+import planted
+import pytest
+
+from clip_jax.data.records import Record
+from clip_jax.evaluation import (
+  datasets,
+  encoding,
+  linear_probe,
+  logistic,
+  paper_cells,
+  paper_units,
+  probe_file,
+)
+
+
+def settings(root, **options):
+  made = {"roots": (root / "data",), "cache": root / "cache", "batch": 7} | options
+  return paper_units.Settings(**made)
+
+
+@pytest.fixture
+def world(tmp_path):
+  return planted.World(tmp_path / "data")
+
+
+def measure(world, tmp_path, table, key, probed, **options):
+  chosen = settings(tmp_path, **options)
+  unit = paper_units.Unit(table, datasets.named(key), probed)
+  task = paper_units.task(unit, chosen, paper_units.opener(chosen))
+  return task, paper_cells.measure(task, world.weights(), chosen, lambda *_: None)
+
+
+@pytest.mark.parametrize("key", ["MNIST", "Oxford Pets", "VOC2007", "HatefulMemes"])
+def test_a_probe_by_each_metric(world, tmp_path, key):
+  dataset = world.probe(key)
+  task, found = measure(world, tmp_path, "10", key, True)
+  expected = planted.EXPECTED[dataset.metric]
+  assert found.values == (paper_cells.Value(dataset.metric, pytest.approx(expected), 4),)
+  assert found.left_out == ()
+  assert task.unit.metrics == (dataset.metric,)
+
+
+def test_the_projected_features_are_another_cell(world, tmp_path):
+  dataset = world.probe("MNIST")
+  world.model.rows = {
+    n: np.pad(planted.unit(x), (0, 3)) for n, x in world.model.features.items()
+  }
+  task, found = measure(world, tmp_path, "10", "MNIST", True, features="projected")
+  assert found.values[0].percent == 75.0
+  paper = settings(tmp_path)
+  own = dataclasses.replace(paper, features="projected")
+  unit = paper_units.Unit("10", dataset, True)
+  assert unit.row("RN50", paper) == "RN50"
+  assert unit.row("RN50", own) == "RN50 [projected features]"
+  assert paper_units.task(unit, paper, paper_units.opener(paper)).prompts != task.prompts
+  zero_shot = paper_units.Unit("11", dataset, False)
+  assert zero_shot.row("RN50", own) == "RN50"
+  limited = dataclasses.replace(own, limit=1000)
+  assert unit.row("RN50", limited) == "RN50 [first 1,000 records, projected features]"
+  shift = paper_units.Unit("16", dataset, True)
+  assert shift.row("RN50", paper) == "Linear Probe CLIP (RN50)"
+
+
+def counted(monkeypatch, fits):
+  """`linear_probe.learn` in place of which the classifier is known; counts what it is asked."""
+
+  def learn(train, classes, metric):
+    del metric
+    fits.append(len(train.labels))
+    width = train.features_ND.shape[1]
+    weights_DC = np.eye(width, classes, dtype=np.float32)
+    fit = logistic.Fit(weights_DC, np.zeros(classes, np.float32), 0.0, 1, True)
+    return linear_probe.Learned(fit, 1.0, (), len(train.labels))
+
+  monkeypatch.setattr(linear_probe, "learn", learn)
+
+
+def test_ten_folds_of_training_and_their_mean(world, tmp_path, monkeypatch):
+  fits = []
+  counted(monkeypatch, fits)
+  dataset = datasets.named("STL10")
+  numbers = world.write(dataset, "train", list(range(10)) * 2, "train")
+  place = tmp_path / "data" / "STL10"
+  for path in place.rglob("*.png"):  # named by the image's number in the original
+    path.rename(path.with_name(f"{int(path.stem) - numbers[0]}.png"))
+  lines = [f"{fold} {fold + 10}" for fold in range(10)]
+  (place / "fold_indices.txt").write_text("\n".join(lines))
+  world.model.features = {number: np.eye(10)[number % 10] for number in numbers}
+  for number in world.write(dataset, "test", [2, 0, 1, 1], "test"):
+    world.model.features[number] = np.eye(10)[1]
+  task, found = measure(world, tmp_path, "10", "STL10", True)
+  assert len(task.folds) == 10
+  assert fits == [2] * 10
+  assert found.values == (paper_cells.Value("accuracy", 50.0, 4),)
+  assert not any("folds can be told apart" in note for note in task.notes)
+
+
+def test_ucf101s_splits_are_averaged_zero_shot_too(world, tmp_path):
+  dataset = datasets.named("UCF101")
+  class_CE = world.classes(dataset)
+  for fold, right in ((1, 3), (2, 0), (3, 1)):
+    labels = [4, 5, 6]
+    for place, number in enumerate(world.write(dataset, "test", labels, f"test_{fold}")):
+      label = labels[place]
+      world.model.rows[number] = class_CE[label if place < right else label + 1]
+  task, found = measure(world, tmp_path, "11", "UCF101", False)
+  assert len(task.folds) == 3
+  assert found.values[0].percent == pytest.approx(100 * (1 + 0 + 1 / 3) / 3)
+  assert found.values[0].n == 9
+  (tmp_path / "data" / "UCF101" / "test_3").rename(tmp_path / "data" / "UCF101" / "x")
+  with pytest.raises(datasets.NotAvailable, match="test_3 has no folders of classes"):
+    measure(world, tmp_path, "11", "UCF101", False)
+
+
+def test_folds_that_cannot_be_told_apart_are_noted(world, tmp_path, monkeypatch):
+  counted(monkeypatch, [])
+  world.probe("STL10")
+  task, _ = measure(world, tmp_path, "10", "STL10", True)
+  assert "STL10: 1 of its 10 folds can be told apart here" in task.notes
+  unit = paper_units.Unit("11", datasets.named("STL10"), False)
+  chosen = settings(tmp_path)
+  assert not any(
+    "folds can be" in note
+    for note in paper_units.task(unit, chosen, paper_units.opener(chosen)).notes
+  )
+
+
+def test_one_probe_on_imagenet_serves_all_its_shifts(world, tmp_path, monkeypatch):
+  fits = []
+  counted(monkeypatch, fits)
+  dataset = datasets.named("ImageNet")
+  one_hot = np.eye(1000)
+  train = list(range(1000))
+  for number, label in zip(world.write(dataset, "train", train), train, strict=True):
+    world.model.features[number] = one_hot[label]
+  own = datasets.named("ImageNet-A").imagenet_indices
+  other = next(k for k in range(1000) if k not in own)
+  for key in ("ImageNet", "ImageNet-A"):
+    classes = own if key == "ImageNet-A" else train
+    for number, label in zip(
+      world.write(datasets.named(key), "test", planted.LABELS), planted.LABELS, strict=True
+    ):
+      world.model.features[number] = one_hot[classes[label]]
+    # The last one is taken for a class that ImageNet-A does not have, and then for its own.
+    world.model.features[number] = world.model.features[number] + 2 * one_hot[other]
+  assert measure(world, tmp_path, "10", "ImageNet", True)[1].values[0].percent == 75.0
+  assert measure(world, tmp_path, "16", "ImageNet", True)[1].values[0].percent == 75.0
+  assert measure(world, tmp_path, "16", "ImageNet-A", True)[1].values[0].percent == 100.0
+  assert fits == [1000]
+  with pytest.raises(datasets.NotAvailable, match="ObjectNet: which of ImageNet's classes"):
+    measure(world, tmp_path, "16", "ObjectNet", True)
+
+
+def fit_of(classes=3, value=1.5):
+  return logistic.Fit(
+    np.full((4, classes), value, np.float32), np.ones(classes, np.float32), 0.25, 7, False
+  )
+
+
+def test_a_probe_is_kept_by_what_it_was_trained_on(tmp_path):
+  asked = []
+
+  def learn(value):
+    asked.append(value)
+    return fit_of(value=value)
+
+  for value in (1, 2):
+    got = probe_file.kept(tmp_path, "these", 3, lambda value=value: learn(value))
+    assert (got.weights_DC == 1).all()
+    assert (got.objective, got.iterations, got.converged) == (0.25, 7, False)
+  assert (probe_file.kept(tmp_path, "those", 3, lambda: learn(3)).weights_DC == 3).all()
+  assert (probe_file.kept(None, "these", 3, lambda: learn(4)).weights_DC == 4).all()
+  assert asked == [1, 3, 4]
+  for value, place in ((5, 0.0), (6, 0.3), (7, 0.99)):
+    for path in tmp_path.iterdir():
+      content = bytearray(path.read_bytes())
+      content[int(place * len(content))] ^= 255
+      path.write_bytes(content)
+    for other in (0, 100):
+      got = probe_file.kept(tmp_path, "these", 3, lambda: learn(value + other))  # noqa: B023
+      assert (got.weights_DC == value).all()
+  assert all(path.suffix == ".probe" for path in tmp_path.iterdir())
+
+
+def test_a_probe_that_cannot_be_kept_is_a_warning(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.warns(RuntimeWarning, match="a trained probe is not kept"):
+    assert probe_file.kept(tmp_path / "file", "these", 3, fit_of).iterations == 7
+
+
+def test_a_record_without_captions_is_named(world, tmp_path, monkeypatch):
+  world.captions("Flickr30k")
+  read = datasets.Copy.__getitem__
+
+  def without(copy, index):
+    record = read(copy, index)
+    return Record(record.key, record.image, ()) if index == 2 else record
+
+  monkeypatch.setattr(datasets.Copy, "__getitem__", without)
+  with pytest.raises(encoding.EvaluationError, match="sample s0000002: has no caption"):
+    measure(world, tmp_path, "13", "Flickr30k", False)
+
+
+def test_a_label_that_is_no_class_is_named(world, tmp_path, monkeypatch):
+  world.test("MNIST")
+  read = datasets.Copy.__getitem__
+  monkeypatch.setattr(
+    datasets.Copy,
+    "__getitem__",
+    lambda copy, index: dataclasses.replace(read(copy, index), label="ten"),
+  )
+  with pytest.raises(encoding.EvaluationError, match="0: label 'ten' is none of the 10 classes"):
+    measure(world, tmp_path, "11", "MNIST", False)
+
+
+def test_units_of_the_tables():
+  counts = {table: len(paper_units.units(table)) for table in paper_units.TABLES}
+  assert counts == {"10": 27, "11": 27, "13": 2, "16": 16}
+  assert {unit.column for unit in paper_units.units("13")} == {"MSCOCO", "Flickr30k"}

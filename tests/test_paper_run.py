@@ -1,0 +1,424 @@
+"""`clip-jax paper` from its command line to its files, with models whose answers are planted."""
+
+import csv
+import json
+import os
+import signal
+
+import numpy as np
+import planted
+import pytest
+import trees
+from known_model import unit
+
+from clip_jax import cli
+from clip_jax.evaluation import (
+  datasets,
+  feature_file,
+  paper_models,
+  paper_results,
+  paper_run,
+  published,
+)
+
+PAPER = [d.key for d in datasets.all_datasets() if d.group == "paper"]
+
+
+class Command:
+  """The command on a world of copies; `main` gives its exit code and what it said."""
+
+  def __init__(self, tmp_path, capsys, monkeypatch):
+    self.data, self.output = tmp_path / "data", tmp_path / "out"
+    self.data.mkdir()
+    self.world, self._capsys = planted.World(self.data), capsys
+    monkeypatch.setattr(paper_models, "load", lambda named: self.world.loaded(named))
+
+  def main(self, *words, models=("planted=weights",), batch=3):
+    fixed = ["paper", "--models", *models, "--data", str(self.data), "--output", str(self.output)]
+    fixed += ["--batch", str(batch), "--processes", "1"]
+    code = cli.main([*fixed, *map(str, words)])
+    return code, *self._capsys.readouterr()
+
+  def results(self):
+    return paper_results.read(self.output / paper_run.RESULTS).measured
+
+  def values(self):
+    return {(m.table, m.model, m.dataset, m.metric): m.value for m in self.results()}
+
+  def cells(self):
+    """paper.csv by model and dataset."""
+    with (self.output / "paper.csv").open(newline="") as file:
+      return {(row["model"], row["dataset"]): row for row in csv.DictReader(file)}
+
+
+@pytest.fixture
+def command(tmp_path, capsys, monkeypatch):
+  return Command(tmp_path, capsys, monkeypatch)
+
+
+def test_every_data_set_by_its_own_metric(command):
+  for key in PAPER:
+    command.world.test(key)
+  code, out, _ = command.main("--tables", "11", "--json", batch=64)
+  assert code == 0
+  metrics = published.metrics()
+  assert set(metrics.values()) == set(planted.EXPECTED)
+  measured = {m.dataset: m for m in command.results()}
+  assert list(measured) == list(metrics)
+  for key, m in measured.items():
+    assert (m.table, m.model, m.metric, m.n) == ("11", "planted", metrics[key], 4)
+    assert m.value == pytest.approx(planted.EXPECTED[metrics[key]]), key
+    assert m.weights == planted.HASH
+  facts = json.loads(out)
+  assert facts["measured_now"] == 27
+  assert facts["failures"] == []
+  assert sum(facts["tables"]["11"].values()) == 27  # the model's row alone
+  page = (command.output / "paper.md").read_text()
+  assert "Food101, test: the paper's test split has 25,250 records, this copy has 4" in page
+  for name in ("paper.html", "paper.tex", "paper.csv", "paper.jsonl", "clip_benchmark.csv"):
+    assert (command.output / name).is_file()
+  seen = command.world.model.images_seen
+  code, out, _ = command.main("--tables", "11", "--json", batch=64)
+  assert (code, json.loads(out)["measured_now"]) == (0, 0)
+  assert command.world.model.images_seen == seen
+  assert len(command.results()) == 27
+
+
+def test_retrieval_with_five_captions_after_a_prefix(command):
+  for key in ("Flickr30k", "MSCOCO captions"):
+    command.world.captions(key)
+  assert command.main("--tables", "13")[0] == 0
+  values = command.values()
+  for key in ("Flickr30k", "MSCOCO"):
+    for k, images in ((1, 75.0), (5, 100.0), (10, 100.0)):
+      assert values["13", "planted", key, f"text retrieval R@{k}"] == 75.0
+      assert values["13", "planted", key, f"image retrieval R@{k}"] == images
+  assert len(values) == 12
+  assert {m.n for m in command.results()} == {4}
+  command.world.model.texts = {
+    text.removeprefix("a photo of "): row for text, row in command.world.model.texts.items()
+  }
+  assert command.main("--tables", "13", "--caption-prefix", "")[0] == 0
+  assert len(command.results()) == 24  # of other prompts: measured again
+  assert command.values() == values
+
+
+def test_shifts_over_their_own_classes(command):
+  for key in ("ImageNet", "ImageNetV2", "ImageNet-A", "ImageNet-R", "ImageNet-Sketch"):
+    numbers = command.world.number
+    command.world.test(key)
+    if key in ("ImageNet-A", "ImageNet-R"):  # another of the 1,000 classes is nearer still
+      indices = datasets.named(key).imagenet_indices
+      other = next(k for k in range(1000) if k not in indices)
+      everything = command.world.classes(datasets.named("ImageNet"))
+      row = command.world.model.rows[numbers]
+      command.world.model.rows[numbers] = unit(row + 1.5 * everything[other])
+  code, _, _ = command.main("--tables", "16", batch=64)
+  assert code == 0
+  values = command.values()
+  assert set(values.values()) == {75.0}
+  assert {(model, key) for _, model, key, _ in values} == {
+    ("Zero-Shot CLIP (planted)", key)
+    for key in ("ImageNet", "ImageNetV2", "ImageNet-A", "ImageNet-R", "ImageNet-Sketch")
+  }
+  cells = command.cells()
+  for key, why in (
+    ("ObjectNet", "113 classes are not named here; give --prompts 'ObjectNet=FILE.json'"),
+    ("Youtube-BB", "which of ImageNet's classes its own consist of is not known here"),
+  ):
+    assert why in cells["Zero-Shot CLIP (planted)", key]["why"]
+  probed = cells["Linear Probe CLIP (ViT-L/14@336px)", "ImageNetV2"]
+  assert probed["verdict"] == "not available"
+  assert "ImageNet train: not available in" in probed["why"]
+
+
+def test_objectnet_by_names_of_ones_own(command, tmp_path):
+  dataset = datasets.named("ObjectNet")
+  names = [f"thing {k}" for k in range(113)]
+  path = tmp_path / "own.json"
+  path.write_text(json.dumps({"classes": names, "templates": ["a {}"]}))
+  for number, name in enumerate(names[:3]):
+    image = command.data / dataset.folder / "images" / name.replace(" ", "_") / "1.png"
+    trees.write(image, planted.file_of(number))
+    command.world.model.rows[number] = planted.direction(names[min(number, 1)])
+  command.world.model.texts = {f"a {name}": planted.direction(name) for name in names}
+  words = ("--tables", "16", "--datasets", "objectnet", "--prompts", f"ObjectNet={path}")
+  assert command.main(*words)[0] == 0
+  assert command.values() == {
+    ("16", "Zero-Shot CLIP (planted)", "ObjectNet", "accuracy"): pytest.approx(200 / 3)
+  }
+
+
+def many(command, key="MNIST", images=40):
+  """A test split of several chunks, of which three quarters are answered rightly."""
+  world, dataset = command.world, datasets.named(key)
+  class_CE = world.classes(dataset)
+  labels = [k % 10 for k in range(images)]
+  for number, label in zip(world.write(dataset, "test", labels), labels, strict=True):
+    wrong = 4 * (number % images) < images
+    world.model.rows[number] = class_CE[(label + 1) % 10 if wrong else label]
+
+
+def stopped_after(model, images, how):
+  """The model's encoder, which is interrupted after so many images."""
+  encode = model.encode_image
+
+  def encode_image(rows):
+    if model.images_seen >= images:
+      model.encode_image = encode
+      how()
+    return encode(rows)
+
+  model.encode_image = encode_image
+
+
+def interrupt():
+  raise KeyboardInterrupt
+
+
+def terminate():
+  os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("how", [interrupt, terminate])
+@pytest.mark.parametrize(("images", "kept", "cells"), [(5, 0, 0), (20, 16, 0), (40, 40, 1)])
+def test_a_stopped_run_goes_on(command, how, images, kept, cells):
+  """In the middle of a data set at its last whole chunk, and between two cells."""
+  many(command)
+  command.world.test("CIFAR10")
+  assert command.main("--tables", "11", "--datasets", "CIFAR10", batch=1)[0] == 0
+  model = command.world.model
+  model.images_seen = 0
+  many(command, "STL10")  # measured after MNIST
+  before = signal.getsignal(signal.SIGTERM)
+  stopped_after(model, images, how)
+  words = ("--tables", "11", "--datasets", "CIFAR10", "MNIST", "STL10")
+  code, _, err = command.main(*words, batch=1)
+  assert (code, err) == (130, "interrupted\n")
+  assert signal.getsignal(signal.SIGTERM) == before
+  assert len(command.results()) == 1 + cells
+  assert "75.0 " in (command.output / "paper.md").read_text()  # CIFAR10's
+  model.images_seen = 0
+  code, _, _ = command.main(*words, batch=1)
+  assert code == 0
+  assert model.images_seen == 80 - kept
+  assert [m.value for m in command.results()] == [75.0] * 3
+
+
+def test_results_of_other_weights_are_refused(command, monkeypatch):
+  command.world.test("MNIST")
+  assert command.main("--tables", "11", "--datasets", "MNIST")[0] == 0
+  before = (command.output / "results.jsonl").read_bytes()
+  monkeypatch.setattr(planted, "HASH", "b" * 64)
+  code, _, err = command.main("--tables", "11", "--datasets", "MNIST")
+  assert code == 2
+  assert f"planted was measured with weights {'a' * 64}, now it is {'b' * 64}" in err
+  assert "write to another folder, or give one of them another name" in err
+  assert (command.output / "results.jsonl").read_bytes() == before
+  assert command.main("--tables", "11", "--datasets", "MNIST", models=["new=weights"])[0] == 0
+  assert [m.model for m in command.results()] == ["planted", "new"]
+
+
+def test_other_data_or_prompts_are_measured_again(command, tmp_path):
+  world = command.world
+  dataset = world.test("CIFAR10")
+  words = ("--tables", "11", "--datasets", "CIFAR10")
+  assert command.main(*words)[0] == 0
+  more = world.write(dataset, "test", [0] * 5)
+  for number in more:
+    world.model.rows[number] = world.classes(dataset)[0]
+  assert command.main(*words)[0] == 0
+  names = world.names(dataset)
+  path = tmp_path / "own.json"
+  path.write_text(json.dumps({"classes": names, "templates": ["my {}"]}))
+  world.model.texts = {f"my {name}": planted.direction(name) for name in names}
+  assert command.main(*words, "--prompts", f"CIFAR10={path}")[0] == 0
+  first, second, third = command.results()
+  assert (first.value, second.value, third.value) == (75.0, 100.0, 100.0)
+  assert first.data != second.data == third.data
+  assert first.prompts == second.prompts != third.prompts
+  assert command.cells()["planted", "CIFAR10"]["measured"] == "100.0"
+
+
+def test_two_models_each_under_its_name(command):
+  other = planted.World(command.data, planted.Model())
+  command.world.test("MNIST")
+  other.model.rows = dict.fromkeys(command.world.model.rows, planted.direction("0"))
+  other.model.texts = command.world.model.texts
+  worlds = {"RN50": command.world, "mine": other}
+  hashes = {"RN50": "a" * 64, "mine": "c" * 64}
+  command.world.loaded = lambda named: paper_models.Weights(
+    named.name, worlds[named.name].model, hashes[named.name]
+  )
+  models = ["RN50=one.pt", "mine=two"]
+  code, out, _ = command.main("--tables", "11", "--datasets", "MNIST", "--json", models=models)
+  assert code == 0
+  assert json.loads(out)["measured_now"] == 2
+  cells = command.cells()
+  assert cells["RN50", "MNIST"]["published"]
+  assert cells["RN50", "MNIST"]["measured"] == "75.0"
+  assert cells["mine", "MNIST"]["measured"] == "25.0"
+  assert cells["RN50", "Food101"]["why"] == "not asked for: --datasets names others"
+  assert ("ViT-L/14@336px", "MNIST") not in cells
+
+
+def test_the_first_records_only_are_never_compared(command):
+  command.world.test("MNIST")
+  words = ("--tables", "11", "--datasets", "MNIST", "--limit", "3")
+  assert command.main(*words, models=["RN50=weights"])[0] == 0
+  cell = command.cells()["RN50 [first 3 records]", "MNIST"]
+  assert (cell["measured"], cell["n"], cell["verdict"]) == ("100.0", "3", "not published")
+  assert not {row["verdict"] for row in command.cells().values()} & {"reproduced", "off"}
+  seen = command.world.model.images_seen
+  assert command.main("--tables", "11", "--datasets", "MNIST", models=["RN50=weights"])[0] == 0
+  assert command.world.model.images_seen == seen + 3  # the fourth alone, in a batch of three
+  assert command.cells()["RN50", "MNIST"]["measured"] == "75.0"
+
+
+def spoil(command, key, name, content):
+  """A member of the first tar file of a test split with other content."""
+  place = command.data / datasets.wds_folder(datasets.named(key).wds[0]) / "test"
+  number = int((place / "nshards.txt").read_text()) - 1
+  old = planted.file_of(command.world.number - 1)
+  files = {"s1.png": old, "s1.cls": "0", name: content}
+  trees.tar(place / f"{number + 1}.tar", files)
+  trees.write(place / "nshards.txt", str(number + 2))
+
+
+def fails(command, *words):
+  """An error of one cell in one line; the other cell and the tables are there all the same."""
+  code, _, err = command.main("--tables", "11", "--datasets", "MNIST", "CIFAR10", *words)
+  assert code == 2
+  assert err.startswith("error: 1 of the cells could not be measured; the first: Table 11, planted")
+  assert err.count("\n") == 1
+  assert command.values()["11", "planted", "CIFAR10", "accuracy"] == 75.0
+  assert ("11", "planted", "MNIST", "accuracy") not in command.values()
+  cell = command.cells()["planted", "MNIST"]
+  assert cell["verdict"] == "not available"
+  assert "planted could not be measured: " in cell["why"]
+  return err
+
+
+def test_a_corrupt_image_is_named_or_left_out(command):
+  for key in ("CIFAR10", "MNIST"):
+    command.world.test(key)
+  spoil(command, "MNIST", "s1.png", b"no image")
+  err = fails(command)
+  assert "2.tar sample s1: image cannot be decoded" in err
+  code, _, _ = command.main(
+    "--tables", "11", "--datasets", "MNIST", "CIFAR10", "--corrupt-images", "skip"
+  )
+  assert code == 0
+  measured = {m.dataset: m for m in command.results()}
+  assert (measured["MNIST"].value, measured["MNIST"].n) == (75.0, 4)
+  page = (command.output / "paper.md").read_text()
+  assert "MNIST: left out, its image cannot be decoded: " in page
+  assert "2.tar sample s1" in page
+  fails_again, _, _ = command.main("--tables", "11", "--datasets", "MNIST")
+  assert fails_again == 2
+
+
+def test_a_label_out_of_range_names_its_record(command):
+  for key in ("CIFAR10", "MNIST"):
+    command.world.test(key)
+  spoil(command, "MNIST", "s1.cls", "10")
+  assert "2.tar sample s1: label 10 is out of range" in fails(command)
+
+
+def test_an_empty_split_is_an_error(command):
+  for key in ("CIFAR10", "MNIST"):
+    command.world.test(key)
+  place = command.data / "wds_mnist" / "test"
+  for shard in range(2):
+    trees.tar(place / f"{shard}.tar", {})
+  assert "MNIST test:" in (err := fails(command))
+  assert "has no records; get the data anew" in err
+
+
+def test_features_with_nan_name_the_record(command):
+  for key in ("CIFAR10", "MNIST"):
+    command.world.test(key)
+  command.world.model.rows[command.world.number - 2] = np.full(planted.WIDTH, np.nan)
+  assert "1.tar sample s0000006: its embedding has norm nan" in fails(command)
+
+
+def test_a_full_disk_stops_the_run_and_loses_nothing(command, monkeypatch):
+  command.world.test("CIFAR10")
+  many(command)
+  write, room = feature_file._write, [4]  # CIFAR10's rows and their line, and those of 16 of MNIST
+
+  def full(file, data):
+    if not room[0]:
+      raise OSError(28, "No space left on device")
+    room[0] -= 1
+    write(file, data)
+
+  monkeypatch.setattr(feature_file, "_write", full)
+  words = ("--tables", "11", "--datasets", "CIFAR10", "MNIST")
+  code, _, err = command.main(*words, batch=1)
+  assert code == 2
+  assert ".rows: No space left on device; the features of 16 of 40 records are kept" in err
+  assert [m.dataset for m in command.results()] == ["CIFAR10"]
+  assert command.cells()["planted", "CIFAR10"]["measured"] == "75.0"
+  room[0] = 100
+  command.world.model.images_seen = 0
+  assert command.main(*words, batch=1)[0] == 0
+  assert command.world.model.images_seen == 24
+  assert [m.value for m in command.results()] == [75.0, 75.0]
+
+
+def test_a_results_file_that_is_cut_is_told(command):
+  command.world.test("MNIST")
+  words = ("--tables", "11", "--datasets", "MNIST")
+  assert command.main(*words)[0] == 0
+  path = command.output / "results.jsonl"
+  path.write_bytes(path.read_bytes()[:-20])
+  assert command.main(*words)[0] == 0
+  assert len(command.results()) == 1
+  assert "results.jsonl:1: the last line was cut off" in (command.output / "paper.md").read_text()
+
+
+def test_nothing_there_is_told_and_no_error(command):
+  code, out, _ = command.main("--tables", "10,13", "--json")
+  assert code == 0
+  facts = json.loads(out)
+  assert facts["tables"]["10"] == {"not available": 27}
+  why = command.cells()["planted", "Food101"]["why"]
+  assert "Food101 test: not available in" in why
+  assert "To get it: tfds build food101 --file_format=array_record" in why
+  assert command.results() == ()
+
+
+@pytest.mark.parametrize(
+  ("words", "message"),
+  [
+    (["--tables", "10,12"], "table '12': choose of 10, 11, 13, 16"),
+    (["--tables", ","], "table '': choose of 10"),
+    (["--datasets", "Fod101"], "dataset 'Fod101': no such dataset; choose one of Food101"),
+    (["--tables", "13", "--datasets", "MNIST"], "none of MNIST is in table 13"),
+    (["--prompts", "x.json"], "'x.json': want KEY=FILE"),
+    (["--prompts", "Birds=x.json"], "dataset 'Birds': no such dataset"),
+    (["--limit", "-1"], "--batch 3 --limit -1: at least 1, and 0 or more"),
+    (["--data", "nowhere"], "--data nowhere: no such folder"),
+    (["--models", "weights"], "'weights': want NAME=WEIGHTS"),
+  ],
+)
+def test_what_cannot_be_asked_for(command, words, message):
+  code, out, err = command.main(*words)
+  assert (code, out) == (2, "")
+  assert err.startswith(f"error: {message}")
+  assert not command.output.exists()
+
+
+def test_lines_for_people_name_every_cell(command):
+  command.world.test("MNIST")
+  code, out, _ = command.main("--tables", "11", "--datasets", "MNIST")
+  assert code == 0
+  assert "Table 11, planted, MNIST: accuracy 75.0\n" in out
+  assert "paper.html" in out
+
+
+def test_the_code_version_names_the_commit():
+  version = paper_run.code_version()
+  assert version.startswith("0.1.0")
+  assert version == "0.1.0" or version.partition("+g")[2]
