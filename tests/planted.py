@@ -166,7 +166,7 @@ class World:
       number = self.number + i
       self.model.rows[number] = basis[i].astype(np.float32)
       files[f"s{i:07d}.png"] = file_of(number)
-      texts = [f"{key} image {i} caption {c}" for c in range(6)]
+      texts = [f"{i} {c} {key}" for c in range(6)]
       files[f"s{i:07d}.txt"] = "\n".join(texts)
       row = basis[i] if i < 3 else unit(basis[2] + 0.1 * basis[9])
       self.model.texts |= {prefix + text: row for text in texts[:5]}

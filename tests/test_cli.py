@@ -98,7 +98,7 @@ def test_a_broken_config_file_is_one_line(capsys, tmp_path):
     assert message in err
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate", "classify", "embed"])
+@pytest.mark.parametrize("verb", ["train", "evaluate", "paper", "classify", "embed"])
 def test_help_is_for_people(capsys, verb):
   with pytest.raises(SystemExit) as stopped:
     cli.main([verb, "--help"])
@@ -112,5 +112,5 @@ def test_the_first_help_names_the_verbs(capsys):
   with pytest.raises(SystemExit):
     cli.main(["--help"])
   out = capsys.readouterr().out
-  for verb in ("train", "evaluate", "classify", "embed"):
+  for verb in ("train", "evaluate", "paper", "classify", "embed"):
     assert verb in out

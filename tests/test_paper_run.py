@@ -3,14 +3,22 @@
 import csv
 import json
 import os
+import pathlib
+import pickle
 import signal
+import socket
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import planted
 import pytest
 import trees
-from known_model import unit
+from known_model import picture, unit
+from test_inference import workdir  # noqa: F401, a fixture
 
+import clip_jax
 from clip_jax import cli
 from clip_jax.evaluation import (
   datasets,
@@ -262,6 +270,16 @@ def test_two_models_each_under_its_name(command):
   assert ("ViT-L/14@336px", "MNIST") not in cells
 
 
+def test_models_of_earlier_runs_stay_in_the_tables(command):
+  command.world.test("MNIST")
+  words = ("--tables", "11", "--datasets", "MNIST")
+  for name in ("RN50", "RN101"):
+    assert command.main(*words, models=[f"{name}=weights"])[0] == 0
+  cells = command.cells()
+  assert cells["RN50", "MNIST"]["measured"] == cells["RN101", "MNIST"]["measured"] == "75.0"
+  assert ("RN50x4", "MNIST") not in cells
+
+
 def test_the_first_records_only_are_never_compared(command):
   command.world.test("MNIST")
   words = ("--tables", "11", "--datasets", "MNIST", "--limit", "3")
@@ -422,3 +440,118 @@ def test_the_code_version_names_the_commit():
   version = paper_run.code_version()
   assert version.startswith("0.1.0")
   assert version == "0.1.0" or version.partition("+g")[2]
+
+
+def test_a_real_model_on_eight_devices(tmp_path, capsys, workdir):  # noqa: F811
+  """Against its embeddings on one device, in batches that divide by nothing."""
+  world, model = planted.World(tmp_path / "data"), clip_jax.load(workdir)
+  dataset = datasets.named("MNIST")
+  labels = [k % 10 for k in range(23)]
+  world.write(dataset, "test", labels)
+  world.captions("Flickr30k")
+  own = tmp_path / "own.json"
+  own.write_text(json.dumps({"classes": list("0123456789"), "templates": ["{}", "a {}"]}))
+  words = ["paper", "--models", f"tiny={workdir}", "--data", str(world.root), "--batch", "7"]
+  words += ["--output", str(tmp_path / "out"), "--processes", "1", "--tables", "11,13", "--json"]
+  words += ["--datasets", "MNIST", "Flickr30k", "CIFAR10", "--prompts", f"MNIST={own}"]
+  words += ["--caption-prefix", ""]
+  assert cli.main(words) == 0, capsys.readouterr().err
+  measured = paper_results.read(tmp_path / "out" / "results.jsonl").measured
+  value = {(m.dataset, m.metric): m.value for m in measured}
+  image_NE = model.encode_image(np.stack([picture(k) for k in range(27)]))
+  digits = [model.encode_text([f"{k}", f"a {k}"]).mean(0) for k in range(10)]
+  answers = np.argmax(image_NE[:23] @ unit(digits).T, axis=1)
+  assert value["MNIST", "accuracy"] == pytest.approx(100 * np.mean(answers == labels))
+  texts = [f"{i} {c} Flickr30k" for i in range(4) for c in range(5)]
+  cosines = image_NE[23:] @ model.encode_text(texts, truncate=True).T
+  found = np.argsort(-cosines, axis=1)[:, :10] // 5 == np.arange(4)[:, None]
+  for k in (1, 5, 10):
+    expected = 100 * np.mean(found[:, :k].any(axis=1))
+    assert value["Flickr30k", f"text retrieval R@{k}"] == expected
+
+
+TWO = """
+  import pathlib, pickle, sys
+  host, port, folder = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3])
+  import planted
+  from clip_jax import cli
+  from clip_jax.evaluation import paper_models
+  world = planted.World(folder / "data", pickle.loads((folder / "model").read_bytes()))
+  paper_models.load = world.loaded
+  code = cli.main([
+    "paper", "--models", "planted=x", "--data", str(world.root), "--output", str(folder / "out"),
+    "--batch", "5", "--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process", host,
+    "--heartbeat", "20", "--json", *sys.argv[4:],
+  ])
+  print(code, world.model.images_seen)
+"""
+
+
+def test_two_processes_give_what_one_gives(command, tmp_path):
+  """The first has some of the features already; each encodes its share of what is missing."""
+  for key in ("VOC2007", "HatefulMemes", "FGVC Aircraft"):
+    command.world.test(key)
+  many(command)
+  command.world.captions("Flickr30k")
+  dataset = command.world.probe("CIFAR10")
+  class_CE = command.world.classes(dataset)
+  command.world.model.rows |= dict.fromkeys(command.world.model.features, class_CE[0])
+  words = ("--tables", "11", "--datasets", "MNIST")
+  assert command.main(*words, "--limit", "20", batch=1)[0] == 0
+  (tmp_path / "model").write_bytes(pickle.dumps(command.world.model))
+  keys = ("MNIST", "VOC2007", "HatefulMemes", "FGVC Aircraft", "Flickr30k", "CIFAR10")
+  outputs = in_two(tmp_path, "--tables", "10,11,13", "--datasets", *keys)
+  ends = [output.splitlines()[-1].split() for output in outputs]
+  assert [code for code, _ in ends] == ["0", "0"], outputs
+  value = {(m.dataset, m.table): m.value for m in command.results() if m.model == "planted"}
+  assert value["MNIST", "11"] == value["CIFAR10", "10"] == 75.0
+  for key in ("VOC2007", "HatefulMemes", "FGVC Aircraft"):
+    metric = datasets.named(key).metric
+    assert value[key, "11"] == pytest.approx(planted.EXPECTED[metric]), key
+  assert value["Flickr30k", "13"] == 100.0  # the last of its six: R@10
+  assert len(command.results()) == 1 + 5 + 1 + 6
+  # 20 of MNIST in 4 batches of 5 are 4 times 3 for each, and so on; CIFAR10 has 60 to train on.
+  shares = 3 * (4 + 1 + 1 + 1 + 1 + 1 + 12 + 1)
+  assert [int(seen) - command.world.model.images_seen for _, seen in ends] == [shares, shares]
+
+
+def test_processes_with_other_data_stop_both(command, tmp_path):
+  command.world.test("MNIST")
+  (tmp_path / "model").write_bytes(pickle.dumps(command.world.model))
+  (tmp_path / "other").mkdir()
+  outputs = in_two(tmp_path, "--tables", "11", "--datasets", "MNIST", last=["--data", "other"])
+  assert "process 1 has other data or prompts than process 0" in "".join(outputs)
+  assert command.results() == ()
+
+
+def in_two(folder, *words, last=()):
+  """What the command says in each of two processes; `last` are options of the second alone."""
+  tests = pathlib.Path(__file__).parent
+  environment = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
+    "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),
+  }
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = str(probe.getsockname()[1])
+  script = textwrap.dedent(TWO)
+  options = [[*words], [*words, *last]]
+  processes = [
+    subprocess.Popen(
+      [sys.executable, "-c", script, str(host), port, str(folder), *options[host]],
+      env=environment,
+      cwd=folder,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for host in range(2)
+  ]
+  try:
+    return [process.communicate(timeout=170)[0] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+      process.wait()

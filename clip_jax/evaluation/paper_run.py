@@ -12,6 +12,7 @@ import jax
 import rich.console
 
 from clip_jax import hosts
+from clip_jax.data import bytepairs
 from clip_jax.evaluation import (
   datasets,
   encoding,
@@ -34,6 +35,7 @@ KINDS = paper_verdicts.KINDS
 
 # Of one cell: the others are measured all the same.
 _OF_A_CELL = (
+  bytepairs.TokenizerError,  # a prompt longer than this model reads
   datasets.DatasetError,
   encoding.EvaluationError,
   linear_probe.ProbeError,
@@ -220,6 +222,7 @@ class _Run:
     for table in dict.fromkeys(unit.table for unit in units):
       own = [unit for unit in units if unit.table == table]
       rows = [unit.row(model.name, self.settings) for model in named for unit in own]
+      rows += [m.model for m in self._measured if m.table == table]  # of earlier runs too
       missing = self._missing.get(table, {})
       grids += paper_tables.compare(self._measured, [table], list(dict.fromkeys(rows)), missing)
     if self.first:
