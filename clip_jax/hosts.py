@@ -198,6 +198,8 @@ def from_first(data: bytes) -> bytes:
     return data
   mine = data if jax.process_index() == 0 else b""
   size = int(sum_over_hosts(np.array([len(mine)], np.int32))[0])
+  if size == 0:
+    return b""
   padded = np.frombuffer(mine.ljust(size, b"\0"), np.uint8)
   return sum_over_hosts(padded).astype(np.uint8).tobytes()
 
