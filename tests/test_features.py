@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -111,6 +112,36 @@ def test_goes_on_after_the_last_whole_chunk(tmp_path, reads):
   np.testing.assert_array_equal(found.rows_ND, ROWS)
   assert found.labels == tuple(LABELS)
   assert asked == -(-(N - reads // 48 * 48) // 5) * 5
+
+
+DYING = """
+import os, pathlib, signal, sys
+from test_features import Model, encode
+class Dying(Model):
+  def encode_image(self, images):
+    if self.asked >= 60:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return super().encode_image(images)
+encode(pathlib.Path(sys.argv[1]), Dying())
+"""
+
+
+def test_a_process_killed_in_the_middle(tmp_path):
+  command = [sys.executable, "-c", DYING, str(tmp_path)]
+  assert subprocess.run(command, env=environment()).returncode == -signal.SIGKILL
+  found, asked = encode(tmp_path)
+  assert asked == 63  # all but a chunk of 48
+  np.testing.assert_array_equal(found.rows_ND, ROWS)
+
+
+def environment():
+  tests = pathlib.Path(__file__).parent
+  return {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+    "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),
+  }
 
 
 def test_a_short_run_begins_a_long_one(tmp_path):
@@ -289,20 +320,13 @@ TWO = """
 
 
 def test_two_processes_share_the_work_and_the_cache(tmp_path):
-  tests = pathlib.Path(__file__).parent
-  environment = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-    "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),
-  }
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     port = str(probe.getsockname()[1])
   processes = [
     subprocess.Popen(
       [sys.executable, "-c", textwrap.dedent(TWO), str(host), port, str(tmp_path)],
-      env=environment,
+      env=environment(),
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,

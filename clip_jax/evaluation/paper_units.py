@@ -15,6 +15,7 @@ from clip_jax.evaluation import datasets, opening, prompts
 
 TABLES = ("10", "11", "13", "16")
 CAPTIONS = 5  # of an image, in retrieval
+CAPTION_PREFIX = "a photo of "
 
 _NO_MEMBERS = (
   "which of ImageNet's classes its own consist of is not known here; with that, "
@@ -32,7 +33,7 @@ class Settings:
   limit: int = 0  # first records of every split; 0: all
   skip_unreadable: bool = False  # leave images out that cannot be decoded
   features: str = "penultimate"  # one of `linear_probe.FEATURES`
-  caption_prefix: str = "a photo of "
+  caption_prefix: str = CAPTION_PREFIX
   # by data set's key, in place of the published ones
   prompt_sets: Mapping[str, prompts.PromptSet] = dataclasses.field(default_factory=dict)
 
@@ -60,8 +61,13 @@ class Unit:
   def row(self, name: str, settings: Settings) -> str:
     """What the table calls the model `name`; another name where the figure is not the paper's."""
     odd = [f"first {settings.limit:,} records"] if settings.limit else []
-    if self.probed and settings.features != "penultimate":
-      odd.append(f"{settings.features} features")
+    if self.probed:
+      odd += [f"{settings.features} features"] * (settings.features != "penultimate")
+    elif self.table == "13":
+      prefix = settings.caption_prefix
+      odd += [f"captions after {prefix!r}"] * (prefix != CAPTION_PREFIX)
+    elif self.dataset.prompts and self.dataset.key in settings.prompt_sets:
+      odd.append("own prompts")
     row = f"{name} [{', '.join(odd)}]" if odd else name
     if self.table == "16":
       return f"{'Linear Probe' if self.probed else 'Zero-Shot'} CLIP ({row})"
