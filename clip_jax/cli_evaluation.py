@@ -69,10 +69,14 @@ def _paper_here(options: argparse.Namespace) -> int:
     "output": str(output),
     "measured_now": found.measured,
     "tables": {grid.table.key: dict(grid.counts) for grid in found.grids},
+    "not_available": dict(found.unavailable),
     "failures": list(found.failures),
   }
   if first:
     show(options, table, facts)
+  if found.unavailable:
+    names = ", ".join(found.unavailable)
+    console.print(f"not available: {names}; how to get them: {output / 'paper.md'}", soft_wrap=True)
   if found.failures:
     count = len(found.failures)
     raise UsageError(f"{count} of the cells could not be measured; the first: {found.failures[0]}")

@@ -408,6 +408,8 @@ def test_nothing_there_is_told_and_no_error(command):
   why = command.cells()["planted", "Food101"]["why"]
   assert "Food101 test: not available in" in why
   assert "To get it: tfds build food101 --file_format=array_record" in why
+  assert facts["not_available"]["Food101"] == why
+  assert len(facts["not_available"]) == 29
   assert command.results() == ()
 
 
@@ -434,10 +436,11 @@ def test_what_cannot_be_asked_for(command, words, message):
 
 def test_lines_for_people_name_every_cell(command):
   command.world.test("MNIST")
-  code, out, _ = command.main("--tables", "11", "--datasets", "MNIST")
+  code, out, _ = command.main("--tables", "11", "--datasets", "MNIST", "DTD")
   assert code == 0
   assert "Table 11, planted, MNIST: accuracy 75.0\n" in out
   assert "paper.html" in out
+  assert f"not available: DTD; how to get them: {command.output / 'paper.md'}\n" in out
 
 
 def test_the_code_version_names_the_commit():

@@ -6,7 +6,7 @@ import importlib.metadata
 import pathlib
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import rich.console
@@ -51,11 +51,12 @@ class RunError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """`measured`: figures in this run; `failures`: what could not be measured though it is there."""
+  """What a run came to: `unavailable` are data sets with how to get them."""
 
   grids: tuple[paper_tables.Grid, ...]
-  measured: int
-  failures: tuple[str, ...]
+  measured: int  # figures, in this run
+  unavailable: Mapping[str, str]
+  failures: tuple[str, ...]  # cells that could not be measured though their data are there
 
 
 def run(
@@ -99,7 +100,8 @@ def run(
       with contextlib.suppress(OSError):
         state.write(named, units)
       raise
-    return Outcome(state.write(named, units), state.new, tuple(state.failures))
+    grids = state.write(named, units)
+    return Outcome(grids, state.new, state.unavailable, tuple(state.failures))
 
 
 class _Run:
@@ -108,7 +110,7 @@ class _Run:
   def __init__(self, settings: paper_units.Settings, output: pathlib.Path, code: str):
     self.settings, self.output, self.code = settings, output, code
     self.first = jax.process_index() == 0
-    self.new, self.failures = 0, list[str]()
+    self.new, self.failures, self.unavailable = 0, list[str](), dict[str, str]()
     self._measured: list[paper_results.Measured] = []
     self._missing: dict[str, dict[str, str]] = {}  # of each table, data set -> why
     self._notes: dict[str, None] = {}
@@ -143,7 +145,7 @@ class _Run:
     try:
       task = self._task(unit)
       if task is None or self._is_done(task, weights):
-        bar.done(name, "" if task else "not available")
+        bar.done(name, "")
         return
       began = time.monotonic()
       found = paper_cells.measure(task, weights, self.settings, bar.part)
@@ -166,6 +168,7 @@ class _Run:
       self._notes |= dict.fromkeys(task.notes)
     except datasets.NotAvailable as error:
       self.miss(unit, str(error))
+      self.unavailable.setdefault(unit.dataset.key, str(error))
     if hosts.from_first(said.encode()).decode() != said:
       raise RunError(
         f"{unit.dataset.key}: process {jax.process_index()} has other data or prompts than process "
