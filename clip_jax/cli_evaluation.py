@@ -76,7 +76,8 @@ def _paper_here(options: argparse.Namespace) -> int:
     show(options, table, facts)
   if found.unavailable:
     names = ", ".join(found.unavailable)
-    console.print(f"not available: {names}; how to get them: {output / 'paper.md'}", soft_wrap=True)
+    words = f"not available: {names}; how to get them: {output / 'paper.md'}"
+    console.print(words, soft_wrap=True, markup=False, highlight=False)
   if found.failures:
     count = len(found.failures)
     raise UsageError(f"{count} of the cells could not be measured; the first: {found.failures[0]}")

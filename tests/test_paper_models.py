@@ -2,6 +2,11 @@
 
 import dataclasses
 import hashlib
+import os
+import pathlib
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -30,6 +35,60 @@ def test_eight_devices_give_what_one_gives(workdir, count):  # noqa: F811
   )
   assert weights.name == "tiny"
   assert weights.hash == paper_models.fingerprint(workdir, alone)
+
+
+TWO = """
+import pathlib, sys
+import numpy as np
+from clip_jax import hosts
+host, port, weights, folder = int(sys.argv[1]), sys.argv[2], *map(pathlib.Path, sys.argv[3:])
+hosts.start(f"127.0.0.1:{port}", 2, host, timeout_seconds=60)
+with hosts.watched(20):
+  import jax
+  from clip_jax.evaluation import paper_models
+  found = paper_models.load(paper_models.Named("tiny", weights))
+  assert (jax.process_count(), jax.device_count()) == (2, 4)
+  assert len(found.model.params["log_scale"].sharding.device_set) == 4
+  assert found.hash == (folder / "hash").read_text()
+  image_NRR3, wanted_NE = np.load(folder / "images.npy"), np.load(folder / "wanted.npy")
+  mine = slice(3 * host, 3 * host + 3)
+  np.testing.assert_allclose(found.model.encode_image(image_NRR3[mine]), wanted_NE[mine], atol=1e-5)
+print("done")
+"""
+
+
+def test_two_processes_give_what_one_gives(workdir, tmp_path):  # noqa: F811
+  model = clip_jax.load(workdir)
+  image_NRR3 = np.random.default_rng(1).integers(0, 256, (6, 16, 16, 3)).astype(np.uint8)
+  np.save(tmp_path / "images.npy", image_NRR3)
+  np.save(tmp_path / "wanted.npy", model.encode_image(image_NRR3))
+  (tmp_path / "hash").write_text(paper_models.fingerprint(workdir, model))
+  environment = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
+    "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
+  }
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = str(probe.getsockname()[1])
+  processes = [
+    subprocess.Popen(
+      [sys.executable, "-c", TWO, str(host), port, str(workdir), str(tmp_path)],
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for host in range(2)
+  ]
+  try:
+    outputs = [process.communicate(timeout=150)[0] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+      process.wait()
+  assert [output.splitlines()[-1] for output in outputs] == ["done", "done"], outputs
 
 
 def test_the_hash_is_of_all_that_the_model_computes_by(workdir):  # noqa: F811
