@@ -14,7 +14,7 @@ from typing import Any
 import rich.console
 import rich.table
 
-from clip_jax import cli_options
+from clip_jax import cli_options, cli_studies
 
 _MOST_COLUMNS = 8  # of labels in a table
 
@@ -308,6 +308,9 @@ _VERBS = {
   "evaluate": _evaluate,
   "classify": _classify,
   "embed": _embed,
+  "predictions": cli_studies.predictions,
+  "stress": cli_studies.stress,
+  "overlap": cli_studies.overlap,
 }
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ LAYERS = (
     "hlo",
     "hosts",
     "rounding",
-    "cli_options",
+    "cli_options_studies",
+    "json_lines",
+    "evaluation.markdown",
     "evaluation.noise_and_blur",
     "evaluation.shifts",
     "data.bytepairs",
@@ -28,7 +30,13 @@ LAYERS = (
     "interop.onnx_edits",
     "interop.writers",
   ),
-  ("collectives", "sharding", "evaluation.weather_and_digital", "evaluation.shift_accuracy"),
+  (
+    "cli_options",
+    "collectives",
+    "sharding",
+    "evaluation.weather_and_digital",
+    "evaluation.shift_accuracy",
+  ),
   (
     "models.transformer",
     "models.presets",
@@ -88,13 +96,21 @@ LAYERS = (
   (
     "interop.sources",
     "evaluation.tasks",
+    "evaluation.chosen",
     "evaluation.curves",
     "evaluation.embedding_map",
   ),
   ("evaluation.figures", "evaluation.stress", "interop.exports", "initial"),
-  ("evaluation.report", "interop.verify"),
-  ("summary", "preflight"),
-  ("train", "preflight_text", "remedies"),
+  ("evaluation.pages", "evaluation.stress_cells"),
+  (
+    "evaluation.report",
+    "evaluation.stress_writers",
+    "evaluation.overlap_writers",
+    "interop.verify",
+  ),
+  ("evaluation.predictions", "summary", "preflight"),
+  ("train", "preflight_text", "remedies", "studies"),
+  ("cli_studies",),
   ("cli",),
 )
 
@@ -107,8 +123,8 @@ FENCES = {
   "PIL": {"data.images", "data.scenes", "evaluation.figures", "evaluation.weather_and_digital"},
   "tensorflow_datasets": {"data.tfds_source"},
   "tensorboardX": {"metrics"},
-  "jinja2": {"evaluation.report", "evaluation.paper_page"},
-  "argparse": {"cli", "cli_options"},
+  "jinja2": {"evaluation.pages", "evaluation.paper_page"},
+  "argparse": {"cli", "cli_options", "cli_options_studies", "cli_studies"},
   "torch": set(),
   "tensorflow": set(),
 }
@@ -166,6 +182,8 @@ TESTED_WITH = {
   "interop.layouts": "weights",
   "interop.unpickle": "archive",
   "cli_options": "cli",
+  "cli_options_studies": "studies",
+  "cli_studies": "studies",
   "config": "parsing",
   "chips": "preflight",
   "collectives": "program",
@@ -190,6 +208,8 @@ TESTED_WITH = {
   "evaluation.published_notes": "published",
   "evaluation.paper_verdicts": "paper_tables",
   "evaluation.paper_page": "paper_writers",
+  "evaluation.markdown": "stress_writers",
+  "evaluation.stress_cells": "stress_writers",
 }
 
 

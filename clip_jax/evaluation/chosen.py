@@ -73,7 +73,7 @@ class Chosen:
     if limit in (0, n) or limit > n:
       return self
     drawn = np.sort(np.random.default_rng(seed).permutation(n)[:limit])
-    note = f"{limit:,} of the {n:,} images, drawn at random with seed {seed}"
+    note = f"{limit:,} of the {n:,} images were evaluated, drawn at random with seed {seed}."
     source = overlap_effect.Selection(self.source, [int(i) for i in drawn])
     return dataclasses.replace(self, source=source, notes=(note, *self.notes))
 
@@ -117,7 +117,7 @@ def _checked(chosen: Chosen, asked: Asked) -> Chosen:
 
 
 def _given(asked: Asked) -> prompts.PromptSet | None:
-  """The prompts that were asked for, or those of embedded data. Raises: ChoiceError, PromptError."""
+  """The prompts asked for, or those of embedded data. Raises: ChoiceError, PromptError."""
   if asked.prompts and asked.classes:
     raise ChoiceError("--prompts and --classes: give one of them")
   if asked.classes:
