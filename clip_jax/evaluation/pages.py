@@ -14,6 +14,10 @@ def render(template: str, **values: Any) -> str:
 
   Templates may use `size` (the geometry of curves), and the filters percent, clip and data_uri.
   """
+  return _environment().get_template(template).render(**values)
+
+
+def _environment() -> jinja2.Environment:
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
     autoescape=True,  # captions, labels and keys come from strangers
@@ -23,7 +27,7 @@ def render(template: str, **values: Any) -> str:
   )
   environment.filters.update(percent=percent, clip=clip, data_uri=figures.data_uri)
   environment.globals["size"] = curves
-  return environment.get_template(template).render(**values)
+  return environment
 
 
 def write(path: str | os.PathLike[str], page: str) -> None:
