@@ -249,6 +249,4 @@ def test_facts_say_how_many_prompts():
   prompt_set = prompts.PromptSet(("a", "b"), ("{}", "a {}"), synonyms=(("a",), ("b", "c", "d")))
   facts = chosen.facts(chosen.Chosen("x", labelled(["a"]), prompt_set), "w", "ff")
   assert facts["weights"] == "w, sha256 ff"
-  assert facts["prompts"] == (
-    f"2 classes, 2 or 6 prompts each, sha256 {prompt_set.fingerprint}"
-  )
+  assert facts["prompts"] == (f"2 classes, 2 or 6 prompts each, sha256 {prompt_set.fingerprint}")

@@ -90,9 +90,7 @@ def test_prompts_have_the_names_that_were_put_into_them():
 
 def test_nothing_is_fetched_and_hostile_names_stay_names():
   names = [EVIL.replace("\x00", "") + str(c) for c in range(6)]
-  text = predictions.page(
-    result_of(names, name=EVIL), 5, False, facts={EVIL: EVIL}, notes=(EVIL,)
-  )
+  text = predictions.page(result_of(names, name=EVIL), 5, False, facts={EVIL: EVIL}, notes=(EVIL,))
   page = Page(text)
   assert "script" not in page.tags
   assert "<script>alert('x')</script>" in page.text

@@ -84,9 +84,7 @@ STRESS = ("--corruptions", "fog,contrast", "--severities", "5,1")
 
 def test_stress_goes_on_where_it_was_killed(capsys, workdir, tmp_path, monkeypatch):
   whole, killed = tmp_path / "whole", tmp_path / "killed"
-  code, out, err = run(
-    capsys, "stress", *digits(workdir), *STRESS, "--output", whole, "--json"
-  )
+  code, out, err = run(capsys, "stress", *digits(workdir), *STRESS, "--output", whole, "--json")
   assert (code, err) == (0, "")
   lines = [json.loads(line) for line in (whole / "results.jsonl").read_text().splitlines()]
   cells = [("clean", 0), ("fog", 1), ("fog", 5), ("contrast", 1), ("contrast", 5)]
@@ -112,9 +110,7 @@ def test_stress_goes_on_where_it_was_killed(capsys, workdir, tmp_path, monkeypat
       evaluate(model, source, **more),
     )[1],
   )
-  code, out, err = run(
-    capsys, "stress", *digits(workdir), *STRESS, "--output", killed, "--json"
-  )
+  code, out, err = run(capsys, "stress", *digits(workdir), *STRESS, "--output", killed, "--json")
   assert (code, err) == (0, "")
   assert measured == cells[2:]
   assert {k: v for k, v in json.loads(out).items() if k not in ("written", "notes")} == {
@@ -129,9 +125,7 @@ def test_stress_goes_on_where_it_was_killed(capsys, workdir, tmp_path, monkeypat
   assert [float(row["accuracy"]) for row in rows] == [x["accuracy"] for x in lines]
 
 
-def test_results_of_other_weights_images_or_prompts_are_refused(
-  capsys, workdir, tmp_path
-):
+def test_results_of_other_weights_images_or_prompts_are_refused(capsys, workdir, tmp_path):
   words = ("--corruptions", "brightness", "--severities", "1", "--output", tmp_path / "out")
   assert run(capsys, "stress", *digits(workdir), *words)[0] == 0
   before = (tmp_path / "out" / "results.jsonl").read_bytes()
