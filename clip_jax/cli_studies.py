@@ -84,7 +84,9 @@ def _setup(options: argparse.Namespace) -> Any:
     classes=options.classes,
     templates=tuple(options.template),
   )
-  return studies.Setup(options.weights, asked, options.limit, options.batch, options.seed)
+  return studies.Setup(
+    options.weights, asked, options.limit, options.batch, options.seed, options.skip_bad
+  )
 
 
 def _console(options: argparse.Namespace) -> rich.console.Console:

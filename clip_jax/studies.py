@@ -44,13 +44,18 @@ class StudyError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """Which weights on which data. `limit`: so many images, drawn with the seed; 0: all."""
+  """Which weights on which data.
+
+  `limit`: so many images, drawn with the seed; 0: all. `skip_bad`: leave out what cannot be
+  decoded, which is an error otherwise.
+  """
 
   weights: str
   asked: chosen.Asked
   limit: int = 0
   batch: int = 256
   seed: int = 0
+  skip_bad: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +82,8 @@ def opened(setup: Setup) -> Opened:
     raise StudyError(f"--batch {setup.batch}: want at least 1")
   model = sources.load(setup.weights)
   what = chosen.choose(setup.asked, model.resolution).sample(setup.limit, setup.seed)
+  if setup.skip_bad:
+    what = what.readable(model)
   digest = chosen.weights_hash(model)
   model = inference.spread(model, sharding.make_mesh())
   evaluate = chosen.evaluator(model, what, setup.batch)

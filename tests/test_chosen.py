@@ -182,6 +182,25 @@ def test_a_corrupt_image_is_named(tmp_path):
     chosen.evaluator(model, what, 2)(what.source)
 
 
+def test_bad_images_are_left_out_where_that_was_asked():
+  what = chosen.Chosen("x", labelled("abcdefgh"), prompts.PromptSet(tuple("abcdefgh"), ("{}",)))
+  model = KnownModel([], {}, 2)
+  assert what.readable(model) == what
+  for i in (0, 2, 3, 4, 5, 7):
+    what.source.records[i] = records.Record(f"key{i}", b"no image", (), "a")
+  some = what.readable(model)
+  assert [some.source[i].key for i in range(len(some.source))] == ["key1", "key6"]
+  (note,) = some.notes
+  assert note.startswith("6 of 8 images cannot be decoded and were left out")
+  assert note.endswith(
+    "shard-7, record 0, shard-7, record 2, shard-7, record 3, "
+    "shard-7, record 4, shard-7, record 5 and 1 more."
+  )
+  what.source.records[1] = what.source.records[6] = OSError("gone")
+  with pytest.raises(ChoiceError, match="none of 8 images can be decoded, as shard-7, record 0"):
+    what.readable(model)
+
+
 def test_a_sample_is_drawn_with_the_seed():
   what = chosen.Chosen("x", labelled("abcdefgh"), prompts.PromptSet(tuple("abcdefgh"), ("{}",)))
   some = what.sample(3, 7)

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 
 import pytest
 
@@ -52,3 +54,20 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
   (tmp_path / "x.jsonl").mkdir()
   with pytest.raises(OSError, match=r"x\.jsonl"):
     json_lines.append(tmp_path / "x.jsonl", json.loads("{}"))
+
+
+def test_a_disk_that_fills_loses_nothing_that_was_there(tmp_path, monkeypatch):
+  path = tmp_path / "x.jsonl"
+  json_lines.append(path, {"a": 1})
+
+  def full(_):
+    path.write_bytes(path.read_bytes()[:-3])  # what had room
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(json_lines.os, "fsync", full)
+  with pytest.raises(OSError, match=r"No space left on device: .*x\.jsonl"):
+    json_lines.append(path, {"b": 2})
+  monkeypatch.undo()
+  assert json_lines.read(path).numbered == ((1, {"a": 1}),)
+  json_lines.append(path, {"b": 2})
+  assert json_lines.read(path).numbered == ((1, {"a": 1}), (2, {"b": 2}))

@@ -175,6 +175,22 @@ def test_overlap_finds_what_training_has_seen(capsys, workdir, tmp_path, by):
   assert found["overlap"] == pytest.approx(result.top1)
 
 
+def test_a_corrupt_image_is_named_and_left_out_only_where_that_was_asked(capsys, workdir, tmp_path):
+  for i in range(4):
+    trees.write(tmp_path / "eval" / ("cat", "dog")[i % 2] / f"{i}.png", trees.png(i))
+  trees.write(tmp_path / "eval" / "dog" / "3.png", trees.png(3)[:-60])
+  words = ("predictions", "--weights", workdir, "--data", "eval", "--output", "page.html")
+  code, out, err = run(capsys, *words, "--batch", 4)
+  assert (code, out) == (2, "")
+  assert "dog/3.png: image cannot be decoded" in err
+  code, out, _ = run(capsys, *words, "--batch", 4, "--skip-bad", "--json")
+  assert code == 0
+  found = json.loads(out)
+  assert found["n"] == 3
+  assert "eval/dog/3.png" in found["notes"][0]
+  assert "1 of 4 images cannot be decoded" in Page((tmp_path / "page.html").read_text()).text
+
+
 @pytest.mark.parametrize(
   ("words", "message"),
   [

@@ -26,6 +26,7 @@ from clip_jax.evaluation import (
 EMBEDDED = ("digits", "scenes")  # data that the package holds or draws
 TEMPLATES = ("a photo of a {}.",)  # where nothing else is said. Source: section 3.1.4
 _SCENES = 1000
+_NAMED = 5  # of images that are left out
 _SPLITS = frozenset(("train", "test", "val", "valid", "validation"))
 
 
@@ -75,6 +76,30 @@ class Chosen:
     drawn = np.sort(np.random.default_rng(seed).permutation(n)[:limit])
     note = f"{limit:,} of the {n:,} images were evaluated, drawn at random with seed {seed}."
     source = overlap_effect.Selection(self.source, [int(i) for i in drawn])
+    return dataclasses.replace(self, source=source, notes=(note, *self.notes))
+
+  def readable(self, model: encoding.Model) -> "Chosen":
+    """Without the images that cannot be decoded, with a note that names them.
+
+    Decodes all of them once. Raises: ChoiceError where none is left.
+    """
+    good, bad = [], []
+    for i in range(len(self.source)):
+      try:
+        encoding.image_of(model, self.source, i)
+        good.append(i)
+      except encoding.EvaluationError:
+        bad.append(self.source.locate(i))
+    if not bad:
+      return self
+    if not good:
+      raise ChoiceError(f"{self.name}: none of {len(bad):,} images can be decoded, as {bad[0]}")
+    more = f" and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
+    note = (
+      f"{len(bad):,} of {len(self.source):,} images cannot be decoded and were left out, so that "
+      f"the figures are not comparable with others: {', '.join(bad[:_NAMED])}{more}."
+    )
+    source = overlap_effect.Selection(self.source, good)
     return dataclasses.replace(self, source=source, notes=(note, *self.notes))
 
 
