@@ -106,12 +106,17 @@ def _tell(
   notes: Sequence[str],
   value: Mapping[str, Any],
 ) -> int:
-  """The figures on standard output, for people or for a program. No word is read as markup."""
+  """The figures on standard output, for people or for a program."""
   if options.json:
     print(json.dumps({**value, "notes": list(notes)}))
     return 0
-  table = rich.table.Table(show_header=False, title=rich.text.Text(name))
+  table = rich.table.Table(show_header=False, title=_plain(name))
   for what, figure in (*rows.items(), *(("note", note) for note in notes)):
-    table.add_row(rich.text.Text(what), rich.text.Text(figure))
+    table.add_row(_plain(what), _plain(figure))
   rich.console.Console().print(table)
   return 0
+
+
+def _plain(text: str) -> rich.text.Text:
+  """Words that no terminal reads anything into: names of folders and files may hold any."""
+  return rich.text.Text("".join(c if c.isprintable() else "?" for c in text))

@@ -219,6 +219,17 @@ def test_mistakes_are_one_line(capsys, workdir, tmp_path, words, message):
   assert not (tmp_path / "o").exists()
 
 
+def test_a_terminal_reads_nothing_into_names(capsys, workdir, tmp_path):
+  name = "[red]\x1b[31m\udcff"
+  for i in range(2):
+    trees.write(tmp_path / name / ("cat", "dog")[i] / f"{i}.png", trees.png(i))
+  words = ("--weights", workdir, "--data", name, "--batch", 2, "--output", "page.html")
+  code, out, err = run(capsys, "predictions", *words)
+  assert (code, err) == (0, "")
+  assert "[red]?[31m? test" in out
+  assert "\x1b" not in out
+
+
 @pytest.mark.parametrize("numbers", ["x", "", "1.5"])
 def test_severities_are_whole_numbers(capsys, numbers):
   words = ["stress", "--weights", "w", "--data", "d", "--output", "o", "--severities", numbers]
