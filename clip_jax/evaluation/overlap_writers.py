@@ -119,12 +119,13 @@ def effect_rows(effect: overlap_effect.Effect) -> list[tuple[str, str, str]]:
   def points(value: float) -> str:
     return "none" if math.isnan(value) else f"{100 * value:+.2f} points"
 
-  interval = "" if math.isnan(low) else f", 99.5% interval {share(low)} to {share(high)}"
+  interval = "none" if math.isnan(low) else f"{share(low)} to {share(high)}"
   p = effect.p_value
   return [
     ("accuracy on All", share(effect.accuracy), f"{effect.n:,}"),
     ("accuracy on Clean", share(effect.clean_accuracy), f"{effect.clean:,}"),
-    ("accuracy on Overlap", share(effect.overlap_accuracy) + interval, f"{effect.overlapping:,}"),
+    ("accuracy on Overlap", share(effect.overlap_accuracy), f"{effect.overlapping:,}"),
+    ("its 99.5% interval", interval, ""),
     ("share of Overlap", share(effect.share), f"{effect.overlapping:,}"),
     ("All - Clean", points(effect.inflation), ""),
     ("Overlap - Clean", points(effect.difference), ""),
@@ -176,8 +177,8 @@ def write(
     rows=effect_rows(effect),
     matches=matches,
     groups=groups,
-    unit="bits" if by == "hash" else "1 - cosine",
-    threshold=f"{threshold:g}",
+    by=by,
+    threshold=f"{threshold:g} bits" if by == "hash" else f"{threshold:g} (1 - cosine)",
     facts=facts,
     notes=notes,
   )
