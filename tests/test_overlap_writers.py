@@ -129,6 +129,7 @@ def test_no_overlap_at_all_is_no_number_and_no_error(tmp_path):
   text = write(tmp_path, effect, by="embedding", distances=())
   page = Page(text)
   assert "accuracy on Overlap none 0" in page.text
+  assert page.text.count("No pairs at all.") == 2
   assert "p-value (Overlap better than Clean) none" in page.text
   assert "differ" not in page.text.replace("difference", "")
   found = json.loads((tmp_path / "overlap.json").read_text())
