@@ -57,6 +57,7 @@ LAYERS = (
     "metrics",
     "evaluation.paper_verdicts",
     "evaluation.clip_benchmark",
+    "evaluation.lbfgs",
     "interop.architecture",
     "interop.archive",
   ),
@@ -68,6 +69,7 @@ LAYERS = (
     "evaluation.encoding",
     "evaluation.paper_tables",
     "evaluation.copies",
+    "evaluation.logistic",
   ),
   ("gradients", "agreement", "evaluation.paper_page", "evaluation.opening"),
   (
@@ -83,6 +85,7 @@ LAYERS = (
     "evaluation.overlap_effect",
     "evaluation.paper_writers",
     "evaluation.scores",
+    "evaluation.linear_probe",
   ),
   ("interop.graphs", "interop.inputs"),
   (
@@ -190,6 +193,7 @@ TESTED_WITH = {
   "evaluation.published_notes": "published",
   "evaluation.paper_verdicts": "paper_tables",
   "evaluation.paper_page": "paper_writers",
+  "evaluation.lbfgs": "logistic",
 }
 
 
