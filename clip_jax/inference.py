@@ -68,7 +68,22 @@ class Clip:
       images = np.asarray(images)
     if resize_on_device:
       self._check_resizable(images)
-      return self._in_chunks(image_encoder, images)
+    ready = images if resize_on_device else self._ready(images)
+    return self._in_chunks(image_encoder, ready, self.config.model.embed_dim)
+
+  def image_features(self, images: Any) -> np.ndarray:
+    """float32 features [N, D] before the projection, not of unit norm: what a linear probe takes.
+
+    Args and Raises: as `encode_image`. Source: appendix A.3; see `CLIP.image_features`.
+    """
+    image, embed_dim = self.config.model.image, self.config.model.embed_dim
+    width = embed_dim if image.blocks else image.width
+    return self._in_chunks(feature_encoder, self._ready(images), width)
+
+  def _ready(self, images: Any) -> np.ndarray:
+    """uint8 or float32 [N, R, R, 3] of all that `encode_image` takes."""
+    if isinstance(images, jax.Array):
+      images = np.asarray(images)
     if isinstance(images, np.ndarray) and images.ndim != 4:
       raise ValueError(f"images have shape {images.shape}; an array must be [N, height, width, 3]")
     if isinstance(images, np.ndarray) and images.dtype == np.float32:
@@ -77,14 +92,12 @@ class Clip:
         raise ValueError(
           f"preprocessed images have shape {images.shape}, not [N, {side}, {side}, 3]"
         )
-      ready = images
-    elif isinstance(images, np.ndarray) and images.dtype != np.uint8:
+      return images
+    if isinstance(images, np.ndarray) and images.dtype != np.uint8:
       raise ValueError(f"images are {images.dtype}; uint8 [N, H, W, 3] or float32 [N, R, R, 3]")
-    else:
-      if not isinstance(images, (Sequence, np.ndarray)) or isinstance(images, (str, bytes)):
-        images = [images]
-      ready = self._fit(images)
-    return self._in_chunks(image_encoder, ready)
+    if not isinstance(images, (Sequence, np.ndarray)) or isinstance(images, (str, bytes)):
+      images = [images]
+    return self._fit(images)
 
   def _check_resizable(self, images: Any) -> None:
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
@@ -121,7 +134,7 @@ class Clip:
       raise ValueError(
         f"tokens must lie in [0, {vocab_size}); were they made by another tokenizer?"
       )
-    return self._in_chunks(text_encoder, tokens_NL)
+    return self._in_chunks(text_encoder, tokens_NL, self.config.model.embed_dim)
 
   def classify(
     self, images: Any, labels: Sequence[str], templates: Sequence[str] = ("{}",)
@@ -150,11 +163,11 @@ class Clip:
     side = self.resolution
     return np.stack(fitted) if fitted else np.zeros((0, side, side, 3), np.uint8)
 
-  def _in_chunks(self, encode: Any, inputs: np.ndarray) -> np.ndarray:
+  def _in_chunks(self, encode: Any, inputs: np.ndarray, width: int) -> np.ndarray:
     """Runs `encode` on padded chunks of a few fixed sizes, so that it compiles a few times only."""
     mesh = self._mesh
     parts = sharding.host_parts(mesh) if mesh else 1
-    out = [np.zeros((0, self.config.model.embed_dim), np.float32)]
+    out = [np.zeros((0, width), np.float32)]
     for start in range(0, len(inputs), CHUNK):
       chunk = inputs[start : start + CHUNK]
       size = chunk_rows(len(chunk), parts)
@@ -232,10 +245,22 @@ def image_encoder(
 
   Args: mesh, over which the rows lie, before and after; None: on one device.
   """
+  return _encode(config, mesh, variables, _normalised(config, image_BRR3), "encode_image")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def feature_encoder(
+  config: config_lib.Config, mesh: Mesh | None, variables: Any, image_BRR3: jax.Array
+) -> Any:
+  """The same -> float32 features [B, D] before the projection."""
+  return _encode(config, mesh, variables, _normalised(config, image_BRR3), "image_features")
+
+
+def _normalised(config: config_lib.Config, image_BRR3: jax.Array) -> jax.Array:
   if image_BRR3.dtype == jnp.uint8:
     image_BRR3 = images_lib.fit_on_device(image_BRR3, config.model.image.resolution)
     image_BRR3 = images_lib.normalise(image_BRR3, config.preprocess.mean, config.preprocess.std)
-  return _encode(config, mesh, variables, image_BRR3, "encode_image")
+  return image_BRR3
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

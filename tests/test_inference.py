@@ -109,6 +109,18 @@ def test_every_kind_of_image_gives_the_same_embedding(model, tmp_path):
   np.testing.assert_allclose(model.encode_image(Image.open(paths[1])), expected[1:2], atol=1e-5)
 
 
+def test_features_are_what_is_projected(model):
+  features_ND = model.image_features(_pixels())
+  assert features_ND.dtype == np.float32
+  assert features_ND.shape == (3, 16)
+  projected_NE = features_ND @ np.asarray(model.params["image_projection"])
+  expected = projected_NE / np.linalg.norm(projected_NE, axis=1, keepdims=True)
+  np.testing.assert_allclose(model.encode_image(_pixels()), expected, atol=1e-5)
+  assert model.image_features(_pixels(0)).shape == (0, 16)
+  with pytest.raises(ValueError, match="images are float64"):
+    model.image_features(np.zeros((1, 16, 16, 3)))
+
+
 def test_larger_images_are_resized_and_cropped(model):
   assert model.encode_image(_pixels(2, 40, 25)).shape == (2, 12)
 

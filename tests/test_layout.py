@@ -65,6 +65,7 @@ LAYERS = (
     "metrics",
     "evaluation.paper_verdicts",
     "evaluation.clip_benchmark",
+    "evaluation.lbfgs",
     "interop.architecture",
     "interop.archive",
   ),
@@ -76,6 +77,7 @@ LAYERS = (
     "evaluation.encoding",
     "evaluation.paper_tables",
     "evaluation.copies",
+    "evaluation.logistic",
   ),
   ("gradients", "agreement", "evaluation.paper_page", "evaluation.opening"),
   (
@@ -91,6 +93,7 @@ LAYERS = (
     "evaluation.overlap_effect",
     "evaluation.paper_writers",
     "evaluation.scores",
+    "evaluation.linear_probe",
   ),
   ("interop.graphs", "interop.inputs"),
   (
@@ -210,6 +213,7 @@ TESTED_WITH = {
   "evaluation.paper_page": "paper_writers",
   "evaluation.markdown": "stress_writers",
   "evaluation.stress_cells": "stress_writers",
+  "evaluation.lbfgs": "logistic",
 }
 
 

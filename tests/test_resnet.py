@@ -538,6 +538,10 @@ def test_a_broken_run_goes_on_with_its_statistics(tmp_path, monkeypatch):
   assert checkpoint.leaves(given).items() <= _leaves(tmp_path / "broken")[1].items()
   encode = jax.jit(functools.partial(clip.CLIP(TINY.model).apply, method="encode_image"))
   np.testing.assert_allclose(model.encode_image(image_NRR3), encode(given, image_NRR3), atol=1e-5)
+  features_NE = model.image_features(image_NRR3)  # the pool's output, which nothing projects
+  lengths = np.linalg.norm(features_NE, axis=1, keepdims=True)
+  np.testing.assert_allclose(features_NE / lengths, model.encode_image(image_NRR3), atol=1e-5)
+  assert np.abs(lengths - 1).min() > 0.01
   without = {**given, "batch_stats": fresh}
   assert np.abs(model.encode_image(image_NRR3) - encode(without, image_NRR3)).max() > 0.01
 

@@ -30,6 +30,13 @@ class Model(Protocol):
     """N strings -> unit-norm float32 [N, E]. Raises: ValueError on one too long, or cuts it."""
 
 
+class FeatureModel(Model, Protocol):
+  """What a linear probe asks of a model besides."""
+
+  def image_features(self, images: np.ndarray) -> np.ndarray:
+    """uint8 [N, R, R, 3] -> float32 [N, D] before the projection, not of unit norm."""
+
+
 def count(source: records.RecordSource, batch: int, limit: int) -> int:
   """How many records of `source` to evaluate: the first `limit`, or all where it is 0.
 
@@ -85,11 +92,39 @@ def encode_images(
   index with its record before the image is decoded.
   Raises: EvaluationError naming the record that is bad or whose embedding is not finite.
   """
+  return _checked(_images(model, model.encode_image, source, n, batch, visit), source.locate)
 
+
+def encode_features(
+  model: FeatureModel,
+  source: records.RecordSource,
+  n: int,
+  batch: int,
+  visit: Callable[[int, records.Record], None],
+) -> np.ndarray:
+  """The same of the features before the projection: float32 [n, D], of any norm."""
+  rows_ND = _images(model, model.image_features, source, n, batch, visit)
+  finite = np.isfinite(rows_ND).all(axis=1)
+  if not finite.all():
+    raise EvaluationError(
+      f"{source.locate(int(np.argmin(finite)))}: its features are not finite (as those of "
+      f"{(~finite).sum()} of {n}): the weights are broken; evaluate an earlier checkpoint"
+    )
+  return rows_ND
+
+
+def _images(
+  model: Model,
+  encoder: Callable[[np.ndarray], np.ndarray],
+  source: records.RecordSource,
+  n: int,
+  batch: int,
+  visit: Callable[[int, records.Record], None],
+) -> np.ndarray:
   def encode(rows: range) -> np.ndarray:
     chunk = [_decoded(model, source, i, seen.pop(i)) for i in rows]
     chunk.extend(chunk[-1:] * (share(batch) - len(rows)))
-    return _rows(model.encode_image(np.stack(chunk)), share(batch))[: len(rows)]
+    return _rows(encoder(np.stack(chunk)), share(batch))[: len(rows)]
 
   seen: dict[int, records.Record] = {}
 
@@ -100,7 +135,7 @@ def encode_images(
       if i in own:
         seen[i] = record
 
-  return _checked(_shared(n, batch, encode, look), source.locate)
+  return _shared(n, batch, encode, look)
 
 
 def encode_texts(

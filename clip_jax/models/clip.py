@@ -65,12 +65,23 @@ class CLIP(nn.Module):
     `train` concerns ResNets alone: it takes the batch's statistics, and updates `batch_stats`.
     `kept_BK`, Vision Transformers alone: the patches of each image that are looked at; None: all.
     """
-    if isinstance(self.image, resnet.ModifiedResNet):
-      return _unit(self.image(image_BRR3, train))
-    x_BD = self.image(image_BRR3, kept_BK)
-    if self.config.image.pooling == "map":
+    x_BD = self.image_features(image_BRR3, train, kept_BK)
+    if isinstance(self.image, resnet.ModifiedResNet) or self.config.image.pooling == "map":
       return _unit(x_BD)
     return _unit(_project(x_BD, self.image_projection, compute_dtype(self.config)))
+
+  def image_features(
+    self, image_BRR3: jax.Array, train: bool = False, kept_BK: jax.Array | None = None
+  ) -> jax.Array:
+    """The same arguments -> float32 features [B, D] before the projection: a linear probe's.
+
+    A ResNet ends with its attention pooling, whose output is the embedding: its features are that,
+    not scaled to unit norm. So are those of SigLIP's pooling. Source: appendix A.3 takes features
+    before the projection of Vision Transformers alone; "I_f in Figure 3" is what an encoder gives.
+    """
+    if isinstance(self.image, resnet.ModifiedResNet):
+      return self.image(image_BRR3, train)
+    return self.image(image_BRR3, kept_BK)
 
   def encode_text(self, tokens_BL: jax.Array) -> jax.Array:
     """int32 tokens [B, L] -> text_BE."""

@@ -41,11 +41,11 @@ def _inputs(model, count=3):
 def _close(ours, theirs):
   """Embeddings within 1e-5 of their length, which is 1; logits within 1e-4."""
   image_BRR3, tokens_BL = _inputs(ours.config.model)
+  image, tokens = torch.tensor(image_BRR3).permute(0, 3, 1, 2), torch.tensor(tokens_BL).long()
   with torch.no_grad():
-    out = theirs.eval()(
-      pixel_values=torch.tensor(image_BRR3).permute(0, 3, 1, 2),
-      input_ids=torch.tensor(tokens_BL).long(),
-    )
+    out = theirs.eval()(pixel_values=image, input_ids=tokens)
+    features_BD = theirs.vision_model(pixel_values=image).pooler_output.numpy()
+  np.testing.assert_allclose(ours.image_features(image_BRR3), features_BD, rtol=1e-4, atol=2e-5)
   image_BE, text_BE = ours.encode_image(image_BRR3), ours.encode_text(tokens_BL)
   logits_BB = ours.logit_scale * image_BE @ text_BE.T + float(ours.params.get("logit_bias", 0))
   found = {
