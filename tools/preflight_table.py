@@ -127,8 +127,8 @@ def claims(everything: dict[str, Attempts]) -> Iterator[str]:
 def shown(experiment: str) -> list[tuple[str, str]]:
   """(slice, options) of all attempts that the page has figures of."""
   attempts = Attempts(experiment)
-  rows = [*on_256_chips(attempts)]
-  rows += [smallest(attempts, g, parts) for parts in (False, True) for g in GENERATIONS]
+  rows = [smallest(attempts, g, parts) for parts in (False, True) for g in GENERATIONS]
+  rows += on_256_chips(attempts)
   found = [(row["topology"], row["options"]) for row in rows if row and row["fits"]]
   found += [(topology, words) for name, topology, words, _ in CLAIMS if name == experiment]
   return list(dict.fromkeys(found))
@@ -209,9 +209,9 @@ def main() -> None:
   options = parser.parse_args()
   if options.again == "256-chips":
     for experiment in options.models:
-      for attempt in on_256_chips(Attempts(experiment)):
-        if attempt["fits"]:
-          Attempts(experiment).make(attempt["topology"], attempt["options"], again=True)
+      for known in on_256_chips(Attempts(experiment)):
+        if known["fits"]:
+          Attempts(experiment).make(known["topology"], known["options"], again=True)
   models = [] if options.only_page or options.again == "256-chips" else options.models
   for generation in options.generations:
     for experiment in models:
