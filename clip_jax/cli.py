@@ -13,7 +13,7 @@ from typing import Any
 import rich.console
 import rich.table
 
-from clip_jax import cli_evaluation, cli_options
+from clip_jax import cli_evaluation, cli_options, cli_studies
 from clip_jax.cli_output import UsageError, show
 
 _MOST_COLUMNS = 8  # of labels in a table
@@ -279,6 +279,9 @@ _VERBS = {
   "paper": cli_evaluation.paper,
   "classify": _classify,
   "embed": _embed,
+  "predictions": cli_studies.predictions,
+  "stress": cli_studies.stress,
+  "overlap": cli_studies.overlap,
 }
 
 if __name__ == "__main__":

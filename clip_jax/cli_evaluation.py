@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import rich.console
 import rich.table
+import rich.text
 
 from clip_jax.cli_output import UsageError, show
 
@@ -61,7 +62,8 @@ def _paper_here(options: argparse.Namespace) -> int:
   console = rich.console.Console(stderr=options.json, quiet=not first)
   tables = [word for word in options.tables.replace(" ", ",").split(",") if word]
   found = paper_run.run(named, tables, options.datasets, settings, output, console)
-  table = rich.table.Table("table", *paper_run.KINDS, title=str(output / "paper.html"))
+  title = rich.text.Text(str(output / "paper.html"))  # in which no markup is read
+  table = rich.table.Table("table", *paper_run.KINDS, title=title)
   for grid in found.grids:
     counts = [grid.counts.get(kind, 0) for kind in paper_run.KINDS]
     table.add_row(grid.table.title, *map(str, counts))

@@ -4,6 +4,8 @@ import argparse
 import functools
 from collections.abc import Callable
 
+from clip_jax import cli_options_studies
+
 # As in interop/exports.py, which is not imported for a word of help.
 FORMATS = ("openai", "open_clip", "huggingface", "onnx", "stablehlo", "savedmodel")
 
@@ -16,6 +18,7 @@ examples:
   clip-jax embed --weights runs/demo --texts "a red circle" --output texts.npy
   clip-jax import ViT-B-32.pt weights/vit_b_32
   clip-jax export runs/demo demo_open_clip --format open_clip
+  clip-jax predictions --weights runs/demo --data digits --output page.html
 """
 
 
@@ -76,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
   embed.add_argument(
     "--output", metavar="FILE.npy", help="float32 [N, E], images first, then texts"
   )
+  cli_options_studies.add_to(add, common, weights)
   return top
 
 

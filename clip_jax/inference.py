@@ -303,6 +303,19 @@ def load(path: str | os.PathLike[str], mesh: Mesh | None = None) -> Clip:
   return Clip(config, restored.params, tokenizer, restored.step, restored.batch_stats)
 
 
+def spread(model: Clip, mesh: Mesh) -> Clip:
+  """The same weights over the devices of `mesh`, which then share the work; all hosts must call."""
+  if mesh.size == 1:
+    return model
+  variables = jax.tree.map(  # through the host: not every backend sends to another host's devices
+    lambda leaf, place: jax.device_put(np.asarray(leaf), place.sharding),
+    model.variables,
+    sharding.place(jax.eval_shape(lambda: model.variables), mesh),
+  )
+  stats = variables.get("batch_stats")
+  return Clip(model.config, variables["params"], model.tokenizer, model.step, stats)
+
+
 def tokenizer_from(saved: str) -> tokenizer_lib.Tokenizer | None:
   """What a checkpoint names: "original", "none", or the JSON of a trained vocabulary."""
   if saved == "none":

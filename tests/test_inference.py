@@ -73,6 +73,18 @@ def test_a_checkpoint_of_an_earlier_version_is_read(model, workdir, tmp_path):
   np.testing.assert_array_equal(earlier.encode_image(_pixels()), model.encode_image(_pixels()))
 
 
+def test_a_model_over_all_devices_gives_the_same(model):
+  spread = inference.spread(model, sharding.make_mesh())
+  assert len(spread.params["image_projection"].devices()) == 8
+  np.testing.assert_allclose(
+    spread.encode_image(_pixels()), model.encode_image(_pixels()), atol=1e-6
+  )
+  texts = ["a red circle"]
+  np.testing.assert_allclose(spread.encode_text(texts), model.encode_text(texts), atol=1e-6)
+  assert (spread.step, spread.config, spread.tokenizer) == (10, CONFIG, model.tokenizer)
+  assert inference.spread(model, sharding.one_device()) is model
+
+
 def test_embeddings_are_unit_norm_float32(model):
   for out in (model.encode_image(_pixels()), model.encode_text(["a red circle", "", "x" * 5])):
     assert out.shape == (3, 12)

@@ -7,12 +7,10 @@ import shutil
 import dataset_trees
 import numpy as np
 import pytest
-import rich.progress
 import trees
 
 from clip_jax.data import labels, records
 from clip_jax.evaluation import datasets, opening, scores
-from tools.prepare import shards
 
 ALL = datasets.all_datasets()
 SPLITS = [(d, s) for d in ALL for s in ("test", "train") if s == "test" or d.train_folders]
@@ -176,7 +174,7 @@ def test_an_older_name_and_a_folder_of_the_sets_own_name_do_too(tmp_path):
 def test_webdataset_comes_before_a_folder_and_a_folder_before_array_record(tmp_path):
   dataset = datasets.named("MNIST")
   made = records.Record("a", trees.png(0), (), "class_1")
-  _array_record(tmp_path / "MNIST", [made])
+  trees.array_record(tmp_path / "MNIST", [made], ("class_1", "class_0"))
   kinds = [opening.open_dataset(dataset, "test", [tmp_path]).kind]
   dataset_trees.folder(tmp_path / "b", dataset, "test")
   kinds.append(opening.open_dataset(dataset, "test", [tmp_path, tmp_path / "b"]).kind)
@@ -186,18 +184,10 @@ def test_webdataset_comes_before_a_folder_and_a_folder_before_array_record(tmp_p
   assert kinds == ["arrayrecord", "folder", "wds"]
 
 
-def _array_record(place, made, classes=("class_1", "class_0")):
-  items = [shards.Item(r.key, ("test",), lambda r=r: r) for r in made]
-  plan = shards.Plan(items, [], list(classes))
-  job = shards.Job("x", "", "", {}, {}, lambda progress: plan)
-  with rich.progress.Progress(disable=True) as progress:
-    shards.write(job, place, 10, progress)
-
-
 def test_array_record_shards(tmp_path):
   dataset = datasets.named("MNIST")
   made = [records.Record(f"{k}", trees.png(k), (), f"class_{k}") for k in (1, 0, 5)]
-  _array_record(tmp_path / "mnist", made)
+  trees.array_record(tmp_path / "mnist", made, ("class_1", "class_0"))
   copy = opening.open_dataset(dataset, "test", [tmp_path], dataset_trees.classes(dataset))
   assert [copy[i].label for i in (0, 1)] == ["Class 1", "Class 0"]
   with pytest.raises(datasets.DatasetError, match=r"record 2: label 'class_5' is none of the 10"):

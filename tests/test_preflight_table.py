@@ -95,6 +95,19 @@ def test_what_fits_nowhere_is_said(compiler):
   assert "| RN50 | v6e | not measured yet | | | | | | | | |" in tables
 
 
+@pytest.mark.parametrize(("pairs_gib", "wanted"), [(0.05, ["v5e"]), (0.7, ["v5e"] * 2 + ["v5p"])])
+def test_a_model_on_256_chips(compiler, pairs_gib, wanted):
+  """128 pairs a chip: 7 GiB, or 91 (55 with full), which of these chips v5p alone has."""
+  compiler.per_pair = pairs_gib * GIB
+  attempts = search.Attempts("clip_vit_b16")
+  for generation in search.GENERATIONS:
+    search.search_one_pass(attempts, generation)
+  found = search.on_256_chips(attempts)
+  assert [a["topology"].split(":")[0] for a in found] == wanted
+  assert [a["fits"] for a in found] == [False] * (len(wanted) - 1) + [True]
+  assert all(search.chips(a["topology"]) == 256 for a in found)
+
+
 def test_a_row_by_hand(compiler):
   compiler.per_pair = GIB / 20
   attempt = search.Attempts("clip_vit_b16").make("v5e:8x16", "model.remat=tuned mesh.fsdp=1")

@@ -101,6 +101,26 @@ def test_examples_are_right_and_wrong_ones_with_their_probabilities():
   assert [e.key for e in other.examples] != [e.key for e in result.examples]
 
 
+def test_examples_from_all_images_are_as_often_right_as_the_model():
+  """9 of 100 images are right: so are 9 % of what is drawn, and half of what is drawn in halves."""
+  texts = dict(zip(CLASSES, np.eye(7), strict=True))
+  model = KnownModel([texts[CLASSES[int(i >= 9)]] for i in range(100)], texts, BATCH)
+
+  def drawn(halves, seed):
+    found = zero_shot.evaluate(
+      model, labelled(["class 0"] * 100), CLASSES, ["{}"], BATCH, examples=10, seed=seed,
+      halves=halves,
+    ).examples  # fmt: skip
+    assert len({e.key for e in found}) == 10
+    return [e.correct for e in found]
+
+  rights = [sum(drawn(False, seed)) for seed in range(40)]
+  assert np.mean(rights) == pytest.approx(0.9, abs=0.3)  # the mean's deviation is 0.14
+  assert len(set(rights)) > 2
+  assert {sum(drawn(True, seed)) for seed in range(3)} == {5}
+  assert drawn(False, 0) == drawn(False, 0)
+
+
 @pytest.mark.parametrize(("n", "wrong"), [(3, 1), (30, 2), (30, 29)])
 def test_examples_fill_up_where_one_kind_is_rare(n, wrong):
   texts = dict(zip(CLASSES, np.eye(7), strict=True))

@@ -7,10 +7,12 @@ import pathlib
 import tarfile
 
 import numpy as np
+import rich.progress
 from PIL import Image
 
 from clip_jax.data import records
 from tools import prepare_data
+from tools.prepare import shards
 
 
 def png(seed: int, size: tuple[int, int] = (20, 30), kind: str = "PNG") -> bytes:
@@ -76,6 +78,15 @@ def read_manifest(folder: pathlib.Path) -> dict:
   manifest = json.loads((folder / "manifest.json").read_text())
   assert manifest["inputs"] == manifest["kept"] + sum(manifest["rejected"].values())
   return manifest
+
+
+def array_record(place: pathlib.Path, made: list[records.Record], classes=()) -> None:
+  """A prepared folder of these records, as its split "test"."""
+  items = [shards.Item(r.key, ("test",), lambda r=r: r) for r in made]
+  plan = shards.Plan(items, [], list(classes))
+  job = shards.Job("x", "", "", {}, {}, lambda progress: plan)
+  with rich.progress.Progress(disable=True) as progress:
+    shards.write(job, place, 10, progress)
 
 
 def raising(kind):

@@ -44,6 +44,11 @@ MODELS = {
 BATCH, STEPS = 32_768, 390_625  # 32 epochs of 400 million pairs
 # What else the project claims: (experiment, slice, options, what it shows).
 CLAIMS = (
+  ("clip_rn50", "v5e:4x4", "model.remat=none data.batch_pairs=1024", "no recomputation"),
+  ("clip_vit_b32", "v5e:4x4", "model.remat=none data.batch_pairs=2048", "no recomputation"),
+  ("clip_vit_l14", "v5e:4x4", "model.remat=none data.batch_pairs=256", "no recomputation"),
+  ("clip_vit_l14", "v5e:16x16", "model.remat=none", "the paper's batch without recomputation"),
+  ("clip_vit_l14", "v5e:16x16", "model.remat=dots", "the paper's batch, all products kept"),
   (
     "clip_vit_b16",
     "v5e:4x4",
@@ -194,10 +199,27 @@ def search_in_parts(attempts: Attempts, generation: str) -> None:
         return
 
 
+def on_256_chips(attempts: Attempts) -> list[Attempt]:
+  """What the 256 chips of v5e do with the model as it stands: what fits, with the least remat.
+
+  Where nothing fits, what was tried, and the first other generation whose 256 chips hold it.
+  """
+  found = []
+  for generation in GENERATIONS:
+    topology = f"{generation}:{LARGEST[generation]}"
+    words = [one_pass(attempts.experiment, topology, remat) for remat in _RECOMPUTES]
+    tried = [a for a in (attempts.find(topology, options) for options in words) if a]
+    fitting = [a for a in tried if a["fits"]]
+    found += fitting[:1] or (tried if generation == GENERATIONS[0] else [])
+    if fitting:
+      return found
+  return found
+
+
 _RECOMPUTES = ("tuned", "full")
 
 
-def _remat(attempt: Attempt) -> str:
+def remat_of(attempt: Attempt) -> str:
   return dict(option.split("=") for option in attempt["options"].split())["model.remat"]
 
 
@@ -208,4 +230,4 @@ def smallest(attempts: Attempts, generation: str, parts: bool) -> Attempt | None
     if a["fits"] and a["topology"].startswith(f"{generation}:") and a["batch_pairs"] == BATCH
     and ("microbatches" in a["options"]) == parts
   ]  # fmt: skip
-  return min(found, key=lambda a: (a["chips"], _RECOMPUTES.index(_remat(a))), default=None)
+  return min(found, key=lambda a: (a["chips"], _RECOMPUTES.index(remat_of(a))), default=None)

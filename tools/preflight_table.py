@@ -1,12 +1,14 @@
 """Which slices run the nine published models at their batch of 32,768, and how fast they can be.
 
-Run: python tools/preflight_table.py [--models NAME ...] [--generations v5e ...] [--again]
+Run: python tools/preflight_table.py [--models NAME ...] [--generations v5e ...]
+     python tools/preflight_table.py --again [256-chips]
      python tools/preflight_table.py --only-page
 
 Compiles the training step of each experiments/clip_*.py for TPU slices (wants libtpu, `make
 install-tpu`), from the size that the memory on 256 chips lets expect. An attempt that is kept in
 docs/preflight/ is not made again, but for those that the page shows, with --again or where their
-estimate is missing. Writes docs/preflight.md. All of it takes over two hours on 2 cores.
+estimate is missing. Writes docs/preflight.md. All of it takes over two hours on 2 cores;
+`--again 256-chips`, nine programs on a machine that does nothing else, for their compile times.
 """
 
 import argparse
@@ -23,7 +25,6 @@ from tools.preflight_attempts import (
   BATCH,
   CLAIMS,
   GENERATIONS,
-  LARGEST,
   MODELS,
   ROOT,
   SLICES,
@@ -31,7 +32,8 @@ from tools.preflight_attempts import (
   Attempt,
   Attempts,
   gib,
-  one_pass,
+  on_256_chips,
+  remat_of,
   search_in_parts,
   search_one_pass,
   smallest,
@@ -91,21 +93,20 @@ def table(everything: dict[str, Attempts], parts: bool) -> Iterator[str]:
 def whole_slices(everything: dict[str, Attempts]) -> Iterator[str]:
   """The nine as they stand, on 256 chips."""
   yield (
-    "| model, remat | compiled in, s | FLOPs, compiled / analytic | peak, GiB | step, s, least | "
-    "estimate (by) | MFU, estimate |"
+    "| model, remat | slice | compiled in, s | FLOPs, compiled / analytic | peak, GiB | step, s, "
+    "least | estimate (by) | MFU, estimate |"
   )
-  yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
-  topology = f"v5e:{LARGEST['v5e']}"
+  yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
   for experiment, name in MODELS.items():
-    for remat in ("tuned", "full"):
-      found = everything[experiment].find(topology, one_pass(experiment, topology, remat))
-      if found and not found["fits"]:
-        yield f"| {name}, {remat} | | | {gib(found):.1f}: does not fit | | | |"
-      elif found:
+    for found in on_256_chips(everything[experiment]):
+      start = f"| {name}, {remat_of(found)} | {found['topology']} |"
+      if found["fits"]:
         yield (
-          f"| {name}, {remat} | {found['compile_seconds']:.0f} | {figure(found['flops_ratio'])} | "
+          f"{start} {found['compile_seconds']:.0f} | {figure(found['flops_ratio'])} | "
           f"{gib(found):.1f} | {seconds(found)} | {figure(found['mfu'], '.0%')} |"
         )
+      else:
+        yield f"{start} | | {gib(found):.1f}: does not fit | | | |"
 
 
 def claims(everything: dict[str, Attempts]) -> Iterator[str]:
@@ -125,9 +126,9 @@ def claims(everything: dict[str, Attempts]) -> Iterator[str]:
 
 def shown(experiment: str) -> list[tuple[str, str]]:
   """(slice, options) of all attempts that the page has figures of."""
-  attempts, whole = Attempts(experiment), f"v5e:{LARGEST['v5e']}"
+  attempts = Attempts(experiment)
   rows = [smallest(attempts, g, parts) for parts in (False, True) for g in GENERATIONS]
-  rows += [attempts.find(whole, one_pass(experiment, whole, remat)) for remat in ("tuned", "full")]
+  rows += on_256_chips(attempts)
   found = [(row["topology"], row["options"]) for row in rows if row and row["fits"]]
   found += [(topology, words) for name, topology, words, _ in CLAIMS if name == experiment]
   return list(dict.fromkeys(found))
@@ -181,7 +182,7 @@ def page() -> str:
     "",
     *table(everything, parts=True),
     "",
-    "## As they stand, on v5e:16x16",
+    "## As they stand, on 256 chips",
     "",
     *whole_slices(everything),
     "",
@@ -201,10 +202,17 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
   parser.add_argument("--generations", nargs="+", choices=GENERATIONS, default=GENERATIONS)
-  parser.add_argument("--again", action="store_true", help="compile anew what the page shows")
+  parser.add_argument(
+    "--again", nargs="?", const="shown", choices=("shown", "256-chips"), help="compile anew those"
+  )
   parser.add_argument("--only-page", action="store_true", help="compile nothing")
   options = parser.parse_args()
-  models = [] if options.only_page else options.models
+  if options.again == "256-chips":
+    for experiment in options.models:
+      for known in on_256_chips(Attempts(experiment)):
+        if known["fits"]:
+          Attempts(experiment).make(known["topology"], known["options"], again=True)
+  models = [] if options.only_page or options.again == "256-chips" else options.models
   for generation in options.generations:
     for experiment in models:
       attempts = Attempts(experiment)
@@ -217,7 +225,7 @@ def main() -> None:
   for experiment in models:
     for topology, words in shown(experiment):
       attempt = Attempts(experiment).find(topology, words)
-      if options.again or (attempt and attempt.get("step_seconds", 0) is None):
+      if options.again == "shown" or (attempt and attempt.get("step_seconds", 0) is None):
         Attempts(experiment).make(topology, words, again=True)
         metrics.write_atomically(PAGE, page())
   metrics.write_atomically(PAGE, page())

@@ -2,14 +2,11 @@
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 from collections.abc import Sequence
 
-import jax
-import numpy as np
-
 from clip_jax import inference, sharding
+from clip_jax.evaluation import chosen
 from clip_jax.evaluation.paper_cells import Weights
 from clip_jax.interop import sources
 
@@ -50,34 +47,18 @@ def load(named: Named) -> Weights:
   """
   model = sources.load(named.path)
   digest = fingerprint(named.path, model)
-  if jax.device_count() > 1:
-    everywhere = sharding.replicated(sharding.make_mesh())
-    params, stats = (
-      jax.tree.map(lambda x: jax.device_put(np.asarray(x), everywhere), tree)
-      for tree in (model.params, model.batch_stats)
-    )
-    model = inference.Clip(model.config, params, model.tokenizer, model.step, stats)
-  return Weights(named.name, model, digest)
+  return Weights(named.name, inference.spread(model, sharding.make_mesh()), digest)
 
 
 def fingerprint(path: pathlib.Path, model: inference.Clip) -> str:
   """sha256 of a released file; of any other weights, over all that the model computes by.
 
   The released files are known by their own hash, by which CLIP_benchmark's users know them too.
-  Otherwise it is made of the arrays in the order of their names, of the configuration of the model
-  and of the preprocessing, and of the vocabulary.
+  Of others see `chosen.weights_hash`.
   """
   if path.is_file():
     with path.open("rb") as file:
       own = hashlib.file_digest(file, "sha256").hexdigest()
     if own in sources.RELEASED.values():
       return own
-  config = [dataclasses.asdict(part) for part in (model.config.model, model.config.preprocess)]
-  vocabulary = model.tokenizer.fingerprint if model.tokenizer else ""
-  digest = hashlib.sha256(json.dumps(["weights/1", config, vocabulary]).encode())
-  for where, x in jax.tree_util.tree_leaves_with_path(model.variables):
-    array = np.ascontiguousarray(x)
-    name = jax.tree_util.keystr(where)
-    digest.update(json.dumps([name, array.dtype.name, array.shape]).encode())
-    digest.update(array.tobytes())
-  return digest.hexdigest()
+  return chosen.weights_hash(model)

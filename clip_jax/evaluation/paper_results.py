@@ -1,13 +1,13 @@
 """Measured cells of the paper's tables, kept as JSON lines that a killed run can go on from."""
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from clip_jax import json_lines
 from clip_jax.evaluation import published
 
 
@@ -90,21 +90,13 @@ def read(path: str | os.PathLike[str], weights: Mapping[str, str] | None = None)
     other lines, or of `weights`, under the same model's name.
   """
   path = pathlib.Path(path)
-  content = path.read_bytes() if path.exists() else b""
-  whole, _, last = content.rpartition(b"\n")
-  lines = [line for line in enumerate(whole.split(b"\n"), start=1) if line[1].strip()]
-  out = [(number, _parsed(path, number, line)) for number, line in lines]
-  cut = ""
-  if last.strip():
-    number = content.count(b"\n") + 1
-    try:
-      json.loads(last)
-    except ValueError:
-      cut = f"{path}:{number}: the last line was cut off while it was written and is ignored"
-    else:  # a whole object: only the newline is missing
-      out.append((number, _parsed(path, number, last)))
+  try:
+    lines = json_lines.read(path)
+  except json_lines.LinesError as error:
+    raise ResultsError(str(error)) from None
+  out = [(number, _parsed(path, number, values)) for number, values in lines.numbered]
   _check_weights(path, out, weights or {})
-  return Results(tuple(measured for _, measured in out), cut)
+  return Results(tuple(measured for _, measured in out), lines.cut)
 
 
 def append(path: str | os.PathLike[str], measured: Measured) -> None:
@@ -112,35 +104,14 @@ def append(path: str | os.PathLike[str], measured: Measured) -> None:
 
   Raises: OSError with the file's name, when it cannot be written.
   """
-  path = pathlib.Path(path)
-  line = json.dumps(dataclasses.asdict(measured), allow_nan=False) + "\n"
-  try:
-    with path.open("a+b") as file:
-      file.seek(0)
-      content = file.read()
-      end = content.rfind(b"\n") + 1
-      if content[end:].strip():
-        try:
-          json.loads(content[end:])
-          line = "\n" + line
-        except ValueError:
-          file.truncate(end)
-      file.write(line.encode())
-      file.flush()
-      os.fsync(file.fileno())
-  except OSError as error:
-    raise OSError(error.errno, error.strerror, str(path)) from error
+  json_lines.append(path, dataclasses.asdict(measured))
 
 
-def _parsed(path: pathlib.Path, number: int, line: bytes) -> Measured:
+def _parsed(path: pathlib.Path, number: int, values: Mapping[str, Any]) -> Measured:
   """Raises: ResultsError naming the line."""
-  try:
-    values: Any = json.loads(line)
-  except ValueError as error:
-    raise ResultsError(f"{path}:{number}: not JSON ({error}); remove this line") from None
   names = {field.name for field in dataclasses.fields(Measured)}
-  if not isinstance(values, dict) or set(values) != names:
-    odd = ", ".join(sorted(set(values) ^ names)) if isinstance(values, dict) else "not an object"
+  if set(values) != names:
+    odd = ", ".join(sorted(set(values) ^ names))
     raise ResultsError(
       f"{path}:{number}: not a result (wrong or missing: {odd}); remove this line, or measure anew "
       "in another folder"

@@ -1,17 +1,16 @@
 """The compared tables for people and programs: Markdown, LaTeX, CSV, JSON lines and a page."""
 
 import csv
-import html
 import io
 import json
 import os
 import pathlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from clip_jax import metrics
 from clip_jax.evaluation import clip_benchmark, paper_page, paper_results, paper_tables
 from clip_jax.evaluation import paper_verdicts as verdicts
+from clip_jax.evaluation.markdown import escaped, heading, row
 
 _LATEX_MARKS: Mapping[verdicts.Kind, str] = {
   "reproduced": r"$\surd$",
@@ -84,35 +83,26 @@ def markdown(grids: Sequence[paper_tables.Grid], notes: Sequence[str] = ()) -> s
   out = ["# Measured beside published", "", verdicts.RULE, ""]
   out += [f"- {verdicts.MARKS[kind]} {kind}: {verdicts.MEANINGS[kind]}" for kind in verdicts.KINDS]
   out.append("")
-  out += [f"- {_markdown(note)}" for note in notes] + ([""] if notes else [])
+  out += [f"- {escaped(note)}" for note in notes] + ([""] if notes else [])
   for grid in grids:
     heads, _, _ = _lines(grid)
     out += [f"## {grid.table.title}: {grid.table.caption}", "", _counts(grid), ""]
-    out += [_row(_markdown(head) for head in heads), _row(["---"] + ["---:"] * (len(heads) - 1))]
+    out += heading([escaped(head) for head in heads])
     for label, comparisons in _cells(grid):
-      out.append(_row([_markdown(label), *(_markdown_cell(c) for c in comparisons)]))
+      out.append(row([escaped(label), *(_markdown_cell(c) for c in comparisons)]))
     out.append("")
     for kind, why, where in grid.all_reasons():
-      mark, places = verdicts.MARKS[kind], _markdown("; ".join(where))
-      out.append(f"- {mark} {kind}: {_markdown(why)} ({places})")
+      mark, places = verdicts.MARKS[kind], escaped("; ".join(where))
+      out.append(f"- {mark} {kind}: {escaped(why)} ({places})")
     out.append("")
   return "\n".join(out).rstrip() + "\n"
 
 
 def _markdown_cell(c: paper_tables.Comparison) -> str:
-  theirs = f" ({_markdown(c.cell.value)})" if c.cell.value else ""
+  theirs = f" ({escaped(c.cell.value)})" if c.cell.value else ""
   if c.measured is None:
     return f"not available{theirs}" if c.kind == "not available" else "not published"
-  return f"{_markdown(c.shown)} {verdicts.MARKS[c.kind]}{theirs}"
-
-
-def _markdown(text: str) -> str:
-  """Text that no Markdown reads anything into."""
-  return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(text, quote=False))
-
-
-def _row(cells: Sequence[str] | Iterator[str]) -> str:
-  return "| " + " | ".join(cells) + " |"
+  return f"{escaped(c.shown)} {verdicts.MARKS[c.kind]}{theirs}"
 
 
 def _counts(grid: paper_tables.Grid) -> str:

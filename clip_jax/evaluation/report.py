@@ -3,17 +3,16 @@
 import dataclasses
 import math
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 import rich.table
 import rich.text
 
 from clip_jax.evaluation import curves as curves_lib
 from clip_jax.evaluation import embedding_map as map_lib
-from clip_jax.evaluation import figures, retrieval, zero_shot
+from clip_jax.evaluation import figures, pages, retrieval, zero_shot
+from clip_jax.evaluation.pages import percent
 
 Result = zero_shot.ZeroShotResult | retrieval.RetrievalResult
 
@@ -106,16 +105,6 @@ def table(results: Sequence[Result]) -> rich.table.Table:
   return out
 
 
-def percent(share: float) -> str:
-  """A share as people read it: one decimal, two under 1 %, and never 100 % of what is less."""
-  value = 100 * share
-  if 99.95 <= value < 100:
-    return ">99.9%"
-  if value == 0 or value >= 1:
-    return f"{value:.1f}%"
-  return f"{value:.2f}%" if value >= 0.01 else "<0.01%"
-
-
 def _interval(row: Row) -> str:
   return (
     "" if row.interval is None else f"{100 * row.interval[0]:.1f} to {percent(row.interval[1])}"
@@ -139,35 +128,20 @@ def write(
     `embedding_map.project`.
   The file appears whole under its name or not at all. Raises: OSError when it cannot be written.
   """
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-    autoescape=True,  # captions and labels come from strangers
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  environment.filters.update(percent=percent, clip=_clip, data_uri=figures.data_uri)
-  environment.globals.update(interval=_interval, chance=_chance)
   zero_shots = [r for r in results if isinstance(r, zero_shot.ZeroShotResult)]
   panels = curves_lib.panels(curves)
-  page = environment.get_template("report.html.j2").render(
+  page = pages.render(
+    "report.html.j2",
+    interval=_interval,
+    chance=_chance,
     run=run,
     tables=[rows(result) for result in results],
     training=[p for p in panels if not p.evaluation],
     evaluations=[p for p in panels if p.evaluation],
-    size=curves_lib,
     zero_shots=[(r, figures.confusion(r)) for r in zero_shots],
     retrievals=[r for r in results if isinstance(r, retrieval.RetrievalResult)],
     map=embedding_map,
     marks=embedding_map and figures.map_marks(embedding_map),
     map_size=(figures.MAP_WIDTH, figures.MAP_HEIGHT),
   )
-  target = pathlib.Path(path)
-  temporary = target.with_name(f".{target.name}.tmp")
-  temporary.write_bytes(page.encode("utf-8", "replace"))  # captions may hold half a surrogate pair
-  os.replace(temporary, target)
-
-
-def _clip(text: str, size: int = 160) -> str:
-  """Captions of any length, cut to what a page can show."""
-  return text if len(text) <= size else text[: size - 1] + "…"
+  pages.write(path, page)

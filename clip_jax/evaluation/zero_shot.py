@@ -33,8 +33,9 @@ class Example:
 class ZeroShotResult:
   """What a zero-shot classification found. Shares are between 0 and 1.
 
-  `examples` are drawn at random, half of them among the images the model has right and half
-  among those it has wrong, as far as there are so many: they do not stand for the accuracy.
+  `examples` are drawn at random: from all images, or half of them among those the model has right
+  and half among those it has wrong, as far as there are so many, as `evaluate` was asked. In halves
+  they do not stand for the accuracy.
   """
 
   name: str
@@ -94,14 +95,16 @@ def evaluate(
   held_out: Sequence[str] = (),
   examples: int = 12,
   seed: int = 0,
+  halves: bool = True,
   class_CE: np.ndarray | None = None,
 ) -> ZeroShotResult:
   """Classifies the first `limit` records of `source` (0: all) by their nearest class embedding.
 
   A tie counts against the model: a class that scores exactly as much as the label is ranked before
   it, so a model that embeds everything alike scores 0. Among other ties the earlier class wins.
-  Args: class_CE, the classes' embeddings where they are not those of `classes` in `templates`, or
-    are known already: see `classifier`.
+  Args: halves, whether to draw half of the examples among the images that are right and half among
+    the others, or all of them from all; class_CE, the classes' embeddings where they are not those
+    of `classes` in `templates`, or are known already: see `classifier`.
   Raises: EvaluationError naming the record whose image is bad or whose label is no class, or the
     text or image whose embedding is not finite; PromptError for unusable classes or templates.
   Source: section 3.1.
@@ -153,7 +156,7 @@ def evaluate(
           for c, p in zip(ranking.listed[i], ranking.listed_probability[i], strict=True)
         ),
       )
-      for i in _draw(ranking.rank == 1, examples, rng)
+      for i in _draw(ranking.rank == 1, examples, rng, halves)
     ),
     class_CE=class_CE,
     sample_NE=image_NE[sample],
@@ -190,8 +193,10 @@ def _rank(
   return _Ranking(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _draw(correct: np.ndarray, size: int, rng: np.random.Generator) -> list[int]:
-  """`size` indices, half of them correct ones and half wrong ones as far as there are, mixed."""
+def _draw(correct: np.ndarray, size: int, rng: np.random.Generator, halves: bool) -> list[int]:
+  """`size` indices; in `halves` of correct and of wrong ones, as far as there are, mixed."""
+  if not halves:
+    return [int(i) for i in rng.permutation(len(correct))[:size]]
   right, wrong = (rng.permutation(np.flatnonzero(which)) for which in (correct, ~correct))
   rights = min(len(right), max(size - size // 2, size - len(wrong)))
   drawn = np.concatenate([right[:rights], wrong[: size - rights]])

@@ -1,0 +1,138 @@
+"""The options of the verbs that look closely at a model: predictions, stress, overlap."""
+
+import argparse
+from collections.abc import Callable
+
+
+def add_to(
+  add: Callable[..., argparse.ArgumentParser],
+  common: argparse.ArgumentParser,
+  weights: argparse.ArgumentParser,
+) -> None:
+  """Adds the three verbs. Args: add, makes a verb; common and weights, what verbs share."""
+  shared = [common, weights, _data()]
+  predictions = add(
+    "predictions",
+    parents=shared,
+    help="a page of single images with their likeliest prompts",
+    description="Zero-shot classification of a data set, and a page of images drawn at random: "
+    "the true label with its probability and rank, the five likeliest prompts, failures too.",
+  )
+  predictions.add_argument("--output", required=True, metavar="FILE.html")
+  predictions.add_argument(
+    "--examples", type=int, default=36, metavar="N", help="so many images on the page (36)"
+  )
+  predictions.add_argument(
+    "--halves",
+    action="store_true",
+    help="half of them from what is right and half from what is wrong, not at random from all",
+  )
+
+  stress = add(
+    "stress",
+    parents=shared,
+    help="accuracy under noise, blur, weather and compression",
+    description="Zero-shot accuracy under each corruption at each severity: curves, Markdown, "
+    "CSV. Every figure is kept in results.jsonl as soon as it is measured: the same command goes "
+    "on after a kill.",
+  )
+  stress.add_argument("--output", required=True, metavar="DIR")
+  stress.add_argument(
+    "--corruptions", type=_words, default=[], metavar="NAMES", help="comma-separated; default: all"
+  )
+  stress.add_argument(
+    "--severities",
+    type=_numbers,
+    default=[1, 2, 3, 4, 5],
+    metavar="NUMBERS",
+    help="comma-separated, of 1 to 5; default: all",
+  )
+
+  overlap = add(
+    "overlap",
+    parents=shared,
+    help="near duplicates of a data set in training data, and what they are worth",
+    description="The nearest training image of each evaluated one, by a perceptual hash or by the "
+    "model's embedding; the pairs on a page to look at; accuracy on Overlap, Clean and All with "
+    "the paper's tests.",
+  )
+  overlap.add_argument("--output", required=True, metavar="DIR")
+  overlap.add_argument(
+    "--training",
+    required=True,
+    metavar="PATH",
+    help="the training images: a prepared folder, tar files, a folder of images; digits, scenes",
+  )
+  overlap.add_argument("--training-split", default="train", metavar="NAME", help="(train)")
+  overlap.add_argument(
+    "--by", choices=("hash", "embedding"), default="hash", help="how pairs are found (hash)"
+  )
+  overlap.add_argument(
+    "--threshold",
+    type=float,
+    metavar="T",
+    help="the largest distance that counts: bits of the hash's 64 (8), or 1 - cosine (0.05)",
+  )
+
+
+def _data() -> argparse.ArgumentParser:
+  """What is evaluated, with which prompts."""
+  out = argparse.ArgumentParser(add_help=False)
+  data = out.add_argument_group("images")
+  data.add_argument(
+    "--data",
+    required=True,
+    metavar="PATH",
+    help="a prepared folder; a folder of images as CLASS/IMAGE or SPLIT/CLASS/IMAGE; the root of "
+    "a --dataset; or the word digits or scenes",
+  )
+  data.add_argument("--split", default="test", metavar="NAME", help="(test)")
+  data.add_argument(
+    "--dataset", default="", metavar="KEY", help="one of the paper's, e.g. CIFAR10, below --data"
+  )
+  data.add_argument(
+    "--fold", type=int, default=0, metavar="K", help="of a dataset that has folds, from 1"
+  )
+  data.add_argument(
+    "--limit", type=int, default=0, metavar="N", help="so many images, drawn with the seed; 0: all"
+  )
+  data.add_argument("--seed", type=int, default=0, metavar="S", help="of what is drawn (0)")
+  data.add_argument("--batch", type=int, default=256, metavar="B", help="images at a time (256)")
+  data.add_argument(
+    "--skip-bad",
+    action="store_true",
+    help="leave out images that cannot be decoded, and say which; without it they are an error",
+  )
+  words = out.add_argument_group("prompts", "by default a dataset's own, or the data's class names")
+  words.add_argument(
+    "--classes",
+    default="",
+    metavar="FILE",
+    help='a class a line, or a .json with {"classes": [...], "templates": [...]}',
+  )
+  words.add_argument(
+    "--prompts", default="", metavar="NAME", help="a prompt set, e.g. imagenet, fashion_mnist"
+  )
+  words.add_argument(
+    "--template",
+    action="append",
+    default=[],
+    metavar="TEXT",
+    help='with {} for the class, may be repeated; default: the prompts\' own or "a photo of a {}."',
+  )
+  return out
+
+
+def _words(text: str) -> list[str]:
+  return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+  """Raises: ArgumentTypeError for what is no list of whole numbers, or is empty."""
+  try:
+    found = [int(word) for word in _words(text)]
+  except ValueError:
+    found = []
+  if not found:
+    raise argparse.ArgumentTypeError(f"{text!r}: want whole numbers, as 1,3,5")
+  return found

@@ -1,0 +1,122 @@
+"""The verbs that look closely at a model: predictions, stress, overlap."""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import rich.console
+import rich.table
+import rich.text
+
+
+def predictions(options: argparse.Namespace, _: Sequence[str]) -> int:
+  from clip_jax import studies
+  from clip_jax.evaluation import pages
+
+  result, notes = studies.predictions(
+    _setup(options), options.output, options.examples, options.halves
+  )
+  right = sum(example.correct for example in result.examples)
+  rows = {
+    f"top-1 of {result.n:,} images": pages.percent(result.top1),
+    "right of those on the page": f"{right:,} of {len(result.examples):,}",
+    "page": options.output,
+  }
+  examples = [
+    {
+      "key": example.key,
+      "label": example.label,
+      "probability": example.probability,
+      "rank": example.rank,
+      "likeliest": [{"class": name, "probability": p} for name, p in example.likeliest],
+    }
+    for example in result.examples
+  ]
+  figures = {"name": result.name, **result.metrics(), "page": options.output}
+  return _tell(options, result.name, rows, notes, {**figures, "examples": examples})
+
+
+def stress(options: argparse.Namespace, _: Sequence[str]) -> int:
+  from clip_jax import studies
+  from clip_jax.evaluation import corruptions, pages
+
+  names = options.corruptions or corruptions.NAMES
+  result, notes = studies.stress(
+    _setup(options), options.output, names, options.severities, _console(options)
+  )
+  rows = {"clean": pages.percent(result.clean)}
+  rows |= {f"{n.replace('_', ' ')}, mean": pages.percent(v) for n, v in result.means.items()}
+  rows |= {"mean of all": pages.percent(result.mean), "written": options.output}
+  value = {"name": result.name, "written": options.output, **_finite(result.metrics())}
+  return _tell(options, result.name, rows, notes, value)
+
+
+def overlap(options: argparse.Namespace, _: Sequence[str]) -> int:
+  from clip_jax import studies
+  from clip_jax.evaluation import overlap_writers
+
+  by, threshold = options.by, options.threshold
+  threshold = studies.THRESHOLDS[by] if threshold is None else threshold
+  where = (options.output, options.training, options.training_split)
+  effect, matches, notes = studies.overlap_with(
+    _setup(options), *where, by, threshold, _console(options)
+  )
+  rows = {
+    what: f"{figure} ({images} images)" if images else figure
+    for what, figure, images in overlap_writers.effect_rows(effect)
+  }
+  value = overlap_writers.results(effect, matches, by, threshold)
+  rows["written"] = options.output
+  return _tell(options, effect.name, rows, notes, {**value, "written": options.output})
+
+
+def _setup(options: argparse.Namespace) -> Any:
+  from clip_jax import studies
+  from clip_jax.evaluation import chosen
+
+  asked = chosen.Asked(
+    data=options.data,
+    split=options.split,
+    dataset=options.dataset,
+    fold=options.fold,
+    prompts=options.prompts,
+    classes=options.classes,
+    templates=tuple(options.template),
+  )
+  return studies.Setup(
+    options.weights, asked, options.limit, options.batch, options.seed, options.skip_bad
+  )
+
+
+def _console(options: argparse.Namespace) -> rich.console.Console:
+  """For progress: never on standard output."""
+  return rich.console.Console(stderr=True, quiet=options.json)
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+  """What is not a number as null: JSON has no nan."""
+  return {name: value if value == value else None for name, value in values.items()}
+
+
+def _tell(
+  options: argparse.Namespace,
+  name: str,
+  rows: Mapping[str, str],
+  notes: Sequence[str],
+  value: Mapping[str, Any],
+) -> int:
+  """The figures on standard output, for people or for a program."""
+  if options.json:
+    print(json.dumps({**value, "notes": list(notes)}))
+    return 0
+  table = rich.table.Table(show_header=False, title=_plain(name))
+  for what, figure in (*rows.items(), *(("note", note) for note in notes)):
+    table.add_row(_plain(what), _plain(figure))
+  rich.console.Console().print(table)
+  return 0
+
+
+def _plain(text: str) -> rich.text.Text:
+  """Words that no terminal reads anything into: names of folders and files may hold any."""
+  return rich.text.Text("".join(c if c.isprintable() else "?" for c in text))
