@@ -222,3 +222,10 @@ def test_units_of_the_tables():
   counts = {table: len(paper_units.units(table)) for table in paper_units.TABLES}
   assert counts == {"10": 27, "11": 27, "13": 2, "16": 16}
   assert {unit.column for unit in paper_units.units("13")} == {"MSCOCO", "Flickr30k"}
+
+
+def test_a_data_set_by_its_key_or_as_a_table_calls_it():
+  for word, key in (("mscoco", "MSCOCO captions"), ("flickr30k", "Flickr30k"), ("dtd", "DTD")):
+    assert paper_units.dataset_of(word).key == key
+  with pytest.raises(datasets.DatasetError, match="no such dataset; choose one of Food101"):
+    paper_units.dataset_of("coco")

@@ -79,7 +79,7 @@ def run(
   unknown = [table for table in tables if table not in paper_units.TABLES]
   if unknown or not tables:
     raise RunError(f"table {' '.join(unknown)!r}: choose of {', '.join(paper_units.TABLES)}")
-  wanted = {datasets.named(key).key for key in only}
+  wanted = {paper_units.dataset_of(word).key for word in only}
   units = [unit for table in dict.fromkeys(tables) for unit in paper_units.units(table)]
   chosen = [unit for unit in units if not wanted or unit.dataset.key in wanted]
   if not chosen:

@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from clip_jax.data import labels
 from clip_jax.evaluation import datasets, opening, prompts
 
 TABLES = ("10", "11", "13", "16")
@@ -116,6 +117,12 @@ def units(table: str) -> tuple[Unit, ...]:
   return tuple(Unit(table, dataset, probed) for probed in ways for dataset in found)
 
 
+def dataset_of(word: str) -> datasets.Dataset:
+  """A data set by its key, or as a table calls it. Raises: DatasetError listing the keys."""
+  columns = {labels.plain(unit.column): unit.dataset for unit in units("13")}
+  return columns.get(labels.plain(word)) or datasets.named(word)
+
+
 def opener(settings: Settings) -> Opener:
   """Opens copies below the roots, each one once."""
 
@@ -145,7 +152,7 @@ def read_prompts(words: Sequence[str]) -> dict[str, prompts.PromptSet]:
     key, equals, path = word.partition("=")
     if not equals:
       raise prompts.PromptError(f"{word!r}: want KEY=FILE, as ObjectNet=objectnet.json")
-    known = datasets.named(key).key
+    known = dataset_of(key).key
     out[known] = prompts.read(path)
   return out
 
