@@ -156,6 +156,18 @@ def test_one_probe_on_imagenet_serves_all_its_shifts(world, tmp_path, monkeypatc
     measure(world, tmp_path, "16", "ObjectNet", True)
 
 
+def test_images_left_out_of_training_are_told(world, tmp_path, monkeypatch):
+  fits = []
+  counted(monkeypatch, fits)
+  world.probe("HatefulMemes")  # the first of class 0, in training
+  (tmp_path / "data" / "HatefulMemes" / "img" / "0.png").write_bytes(b"no image")
+  with pytest.raises(encoding.EvaluationError, match=r"img/0\.png: image cannot be decoded"):
+    measure(world, tmp_path, "10", "HatefulMemes", True)
+  _, found = measure(world, tmp_path, "10", "HatefulMemes", True, skip_unreadable=True)
+  assert [where.rpartition("/")[2] for where in found.left_out] == ["0.png"]
+  assert fits == [11]
+
+
 def fit_of(classes=3, value=1.5):
   return logistic.Fit(
     np.full((4, classes), value, np.float32), np.ones(classes, np.float32), 0.25, 7, False

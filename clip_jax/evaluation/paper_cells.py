@@ -104,9 +104,11 @@ def _probe(
   assert fold.train is not None
   kind, train = _KINDS[settings.features], fold.train
   classes, metric = len(train.classes), functools.partial(scores.score, train.dataset.metric)
+  left_out: list[str] = []
 
   def learn() -> logistic.Fit:
     seen = _features(train, kind, weights, settings, progress)
+    left_out.extend(seen.left_out)
     progress(f"{given.unit.dataset.key}: fitting", 0, 1)
     split = linear_probe.Split(seen.rows_ND, _labels(train, seen))
     return linear_probe.learn(split, classes, metric).fit
@@ -115,7 +117,8 @@ def _probe(
   trained_on = f"{key} {train.dataset.metric} {settings.limit} {settings.skip_unreadable}"
   fit = probe_file.kept(settings.cache, trained_on, classes, learn)
   found = _features(fold.test, kind, weights, settings, progress)
-  return _scored(given, fold.test, found, fit.scores(found.rows_ND))
+  share, n, left = _scored(given, fold.test, found, fit.scores(found.rows_ND))
+  return share, n, (*left_out, *left)
 
 
 def _scored(
