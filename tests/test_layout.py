@@ -98,12 +98,17 @@ LAYERS = (
   ("interop.graphs", "interop.inputs"),
   (
     "interop.sources",
-    "evaluation.tasks",
     "evaluation.chosen",
     "evaluation.curves",
     "evaluation.embedding_map",
   ),
-  ("evaluation.figures", "evaluation.stress", "interop.exports", "initial"),
+  (
+    "evaluation.tasks",
+    "evaluation.figures",
+    "evaluation.stress",
+    "interop.exports",
+    "initial",
+  ),
   ("evaluation.pages", "evaluation.stress_cells"),
   (
     "evaluation.report",
