@@ -60,6 +60,8 @@ def upgrade(saved: Mapping[str, Any]) -> dict[str, Any]:
     for parent in parents:
       group = group.get(parent, {})
     group.setdefault(name, copy.deepcopy(value))
+  for task in tree.get("evaluation", {}).get("tasks", ()):
+    task.setdefault("dataset", "")
   if isinstance(tree["model"].get("remat"), bool):  # before there were several ways
     tree["model"]["remat"] = "full" if tree["model"]["remat"] else "none"
   return tree
@@ -178,7 +180,7 @@ def _contradictions(config: config_lib.Config) -> list[str]:
     found.append(
       f"config.preprocess.train_short_side: {short} is under the resolution {image.resolution}"
     )
-  names = [task.name or task.kind for task in config.evaluation.tasks]
+  names = [task.name or task.dataset or task.kind for task in config.evaluation.tasks]
   found += [
     f"config.evaluation.tasks: two are called {name!r}"
     for name in set(names)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from clip_jax import config as config_lib
 from clip_jax import inference, metrics, sharding, train_step
-from clip_jax.data import pipeline, records
+from clip_jax.data import records
 from clip_jax.evaluation import embedding_map, report, tasks, zero_shot
 from clip_jax.models import clip
 
@@ -102,11 +102,7 @@ def finish(
   """
   model = inference.load(workdir, sharding.make_mesh())
   config = model.config
-  opened = [
-    pipeline.open_source(task.source, model.resolution, config.seed)
-    for task in config.evaluation.tasks
-  ]
-  results = tasks.run(model, config, opened)
+  results = tasks.run(model, config, tasks.ready(config))
   lines = metrics.read(workdir)
   facts = {
     "name": config.name,

@@ -26,7 +26,7 @@ from clip_jax import (
 from clip_jax import config as config_lib
 from clip_jax.data import pipeline, records
 from clip_jax.data import tokenizer as tokenizer_lib
-from clip_jax.evaluation import prompts, tasks
+from clip_jax.evaluation import tasks
 from clip_jax.models import clip
 
 
@@ -48,8 +48,8 @@ def train(
     (its state is saved, and the same call continues).
   Raises: TrainingError, CheckpointError, DataError, HostsError, ValueError, OSError.
   """
-  sources, held_out = open_sources(config), open_tasks(config)
-  agreement.of_hosts(config, experiment, sources, held_out, workdir)
+  sources, evaluated = open_sources(config), tasks.ready(config)
+  agreement.of_hosts(config, experiment, sources, [task.source for task in evaluated], workdir)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch(config.data.batch_pairs, mesh, config.microbatches)
   workdir.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def train(
       if evaluate_now and done < config.steps:
         with log.time("evaluation"):
           model = inference.Clip(config, state.params, tokenizer, batch_stats=state.batch_stats)
-          results = tasks.run(model, config, held_out)
+          results = tasks.run(model, config, evaluated)
           del model  # on a CPU it holds what the next step replaces
         log.write(done, tasks.figures(results))
       if done % config.checkpoint.every_steps == 0 or done == config.steps or stopping:
@@ -139,16 +139,6 @@ def open_sources(config: config_lib.Config) -> list[records.RecordSource]:
       "each needs one at least"
     )
   return opened
-
-
-def open_tasks(config: config_lib.Config) -> list[records.RecordSource]:
-  """The evaluation sources, one a task: opened before any device time is spent."""
-  resolution = config.model.image.resolution
-  found = [pipeline.open_source(t.source, resolution, config.seed) for t in config.evaluation.tasks]
-  for task in config.evaluation.tasks:
-    if task.kind == "zero_shot":
-      prompts.named(task.prompts)
-  return found
 
 
 def workdir_tokenizer(

@@ -110,12 +110,12 @@ LAYERS = (
   (
     "interop.sources",
     "evaluation.paper_cells",
-    "evaluation.tasks",
     "evaluation.chosen",
     "evaluation.curves",
     "evaluation.embedding_map",
   ),
   (
+    "evaluation.tasks",
     "evaluation.figures",
     "evaluation.stress",
     "interop.exports",

@@ -1,11 +1,26 @@
+import dataset_trees
 import numpy as np
 import pytest
+import trees
 from known_model import KnownModel, captioned, labelled
 
 from clip_jax import config as config_lib
-from clip_jax.evaluation import prompts, tasks
+from clip_jax.data import pipeline
+from clip_jax.evaluation import datasets, prompts, tasks
 
 STAMPS = prompts.named("stamps")
+
+
+@pytest.fixture
+def run(monkeypatch):
+  def run(model, task, source):
+    """The result of one task, whose config's source is `source`."""
+    config = config_lib.Config(evaluation=config_lib.Evaluation((task,), batch=2))
+    monkeypatch.setattr(pipeline, "open_source", lambda *_: source)
+    (result,) = tasks.run(model, config, tasks.ready(config))
+    return result
+
+  return run
 
 
 def stamps_model():
@@ -17,11 +32,11 @@ def stamps_model():
   return KnownModel([[1, 0], [0, 1], [0, 1]], texts, 2)
 
 
-def test_classes_may_come_from_the_source():
+def test_classes_may_come_from_the_source(run):
   source = labelled(["tower", "bird", "tower"])
   source.classes = ("tower", "bird")
   task = config_lib.Task("old stamps", "zero_shot", prompts="stamps", limit=2)
-  result = tasks.run_task(stamps_model(), task, source, 2)
+  result = run(stamps_model(), task, source)
   assert (result.name, result.n, result.top1, result.classes) == (
     "old stamps",
     2,
@@ -30,29 +45,66 @@ def test_classes_may_come_from_the_source():
   )
 
 
-def test_a_source_without_classes_cannot_lend_them():
+def test_a_source_without_classes_cannot_lend_them(run):
   task = config_lib.Task("old stamps", "zero_shot", prompts="stamps")
   with pytest.raises(prompts.PromptError, match=r"'old stamps'.*names none"):
-    tasks.run_task(stamps_model(), task, labelled(["tower"]), 2)
+    run(stamps_model(), task, labelled(["tower"]))
 
 
-def test_retrieval_needs_no_prompts():
+def test_retrieval_needs_no_prompts(run):
   model = KnownModel(np.eye(3), {f"t{i}": row for i, row in enumerate(np.eye(3))}, 2)
   task = config_lib.Task("", "retrieval")
-  result = tasks.run_task(model, task, captioned([["t0"], ["t1"], ["t2"]]), 2)
+  result = run(model, task, captioned([["t0"], ["t1"], ["t2"]]))
   assert (result.name, result.images, result.text_to_image.recall[1]) == ("retrieval", 3, 1.0)
 
 
-def test_held_out_classes_are_passed_on():
+def test_held_out_classes_are_passed_on(run):
   found = prompts.named("scenes")
   texts = {t.replace("{}", c): [1.0] for c in found.classes for t in found.templates}
   task = config_lib.Task("scenes", "zero_shot", prompts="scenes")
   model = KnownModel([[1.0]], texts, 2)
-  result = tasks.run_task(model, task, labelled([found.held_out[0]]), 2)
+  result = run(model, task, labelled([found.held_out[0]]))
   assert result.held_out == found.held_out
 
 
-def test_unknown_prompts_are_an_error():
+def test_unknown_prompts_are_an_error(run):
   task = config_lib.Task("x", "zero_shot", prompts="imagenot")
   with pytest.raises(prompts.PromptError, match="imagenot"):
-    tasks.run_task(stamps_model(), task, labelled(["tower"]), 2)
+    run(stamps_model(), task, labelled(["tower"]))
+
+
+def test_a_published_dataset_comes_with_its_prompts(tmp_path):
+  dataset = datasets.named("CIFAR10")
+  published = prompts.named("cifar10")
+  place = dataset_trees.wds(tmp_path, dataset, "test")
+  trees.write(place / "classnames.txt", "\n".join(published.classes) + "\n")
+  task = config_lib.Task("", dataset="CIFAR10", source=config_lib.Source(path=str(tmp_path)))
+  config = config_lib.Config(evaluation=config_lib.Evaluation((task,), batch=4))
+  (ready,) = tasks.ready(config)
+  assert (ready.name, len(ready.source)) == ("CIFAR10", 4)
+  assert (ready.prompt_set.templates, ready.prompt_set.names) == (
+    published.templates,
+    published.names,
+  )
+  # the copy numbers the classes from the other end
+  labels = [ready.source[i].label for i in range(4)]
+  assert labels == [published.classes[9 - k] for k in dataset_trees.images(dataset)]
+
+
+def test_a_published_retrieval_takes_all_captions(tmp_path):
+  dataset = datasets.named("Flickr30k")
+  dataset_trees.wds(tmp_path, dataset, "test")
+  source = config_lib.Source(path=str(tmp_path))
+  task = config_lib.Task("flickr", "retrieval", dataset="Flickr30k", source=source)
+  config = config_lib.Config(evaluation=config_lib.Evaluation((task,), batch=2))
+  (ready,) = tasks.ready(config)
+  captions = sum(len(ready.source[i].captions) for i in range(len(ready.source)))
+  assert captions > len(ready.source)
+
+
+def test_a_dataset_that_is_not_there_says_how_to_get_it(tmp_path):
+  source = config_lib.Source(path=str(tmp_path))
+  task = config_lib.Task("x", dataset="Food101", source=source)
+  config = config_lib.Config(evaluation=config_lib.Evaluation((task,)))
+  with pytest.raises(datasets.NotAvailable, match=r"Food101 test: not available in .*To get it"):
+    tasks.ready(config)

@@ -4,50 +4,91 @@ import dataclasses
 from collections.abc import Sequence
 
 from clip_jax import config as config_lib
-from clip_jax.data import records
-from clip_jax.evaluation import classifier, encoding, prompts, retrieval, zero_shot
+from clip_jax.data import pipeline, records
+from clip_jax.evaluation import (
+  chosen,
+  classifier,
+  datasets,
+  encoding,
+  opening,
+  prompts,
+  retrieval,
+  zero_shot,
+)
 
 Result = zero_shot.ZeroShotResult | retrieval.RetrievalResult
 
 
-def run_task(
-  model: encoding.Model, task: config_lib.Task, source: records.RecordSource, batch: int
-) -> Result:
-  """Evaluates `model` on the first `task.limit` records of `source`, `batch` at a time.
+@dataclasses.dataclass(frozen=True)
+class Ready:
+  """A task whose data and prompts are there."""
 
-  Raises: PromptError for unknown prompts or prompts without classes; EvaluationError naming the
-    record or text that cannot be evaluated.
+  task: config_lib.Task
+  source: records.RecordSource
+  prompt_set: prompts.PromptSet | None  # None for a retrieval
+
+  @property
+  def name(self) -> str:
+    return self.task.name or self.task.dataset or self.task.kind
+
+
+def ready(config: config_lib.Config) -> list[Ready]:
+  """All tasks of `config.evaluation`, opened: before any device time is spent.
+
+  Raises: PromptError for unknown prompts or prompts without classes; NotAvailable for a published
+    dataset that is not there; what opening the source raises.
   """
-  name = task.name or task.kind
+  return [_ready(task, config) for task in config.evaluation.tasks]
+
+
+def _ready(task: config_lib.Task, config: config_lib.Config) -> Ready:
+  resolution = config.model.image.resolution
+  if task.dataset and task.kind == "retrieval":
+    roots = [task.source.path]
+    return Ready(task, opening.open_dataset(datasets.named(task.dataset), "test", roots), None)
+  if task.dataset:
+    asked = chosen.Asked(task.source.path, dataset=task.dataset, prompts=task.prompts)
+    found = chosen.choose(asked, resolution)
+    return Ready(task, found.source, found.prompt_set)
+  source = pipeline.open_source(task.source, resolution, config.seed)
   if task.kind == "retrieval":
-    return retrieval.evaluate(model, source, batch, task.limit, name=name)
+    return Ready(task, source, None)
   prompt_set = prompts.named(task.prompts)
   classes = prompt_set.classes or tuple(getattr(source, "classes", ()))
   if not classes:
     raise prompts.PromptError(
-      f"task {name!r}: prompts {task.prompts!r} take their classes from the source, and "
-      f"{task.source.path or task.source.kind} names none; choose prompts with classes"
+      f"task {task.name or task.kind!r}: prompts {task.prompts!r} take their classes from the "
+      f"source, and {task.source.path or task.source.kind} names none; choose prompts with classes"
     )
-  prompt_set = dataclasses.replace(prompt_set, classes=classes)
+  return Ready(task, source, dataclasses.replace(prompt_set, classes=classes))
+
+
+def run(model: encoding.Model, config: config_lib.Config, opened: Sequence[Ready]) -> list[Result]:
+  """Evaluates `model` on the first `limit` records of each task.
+
+  Raises: EvaluationError naming the record or text that cannot be evaluated.
+  """
+  return [_run(model, task, config.evaluation.batch) for task in opened]
+
+
+def _run(model: encoding.Model, opened: Ready, batch: int) -> Result:
+  task, prompt_set = opened.task, opened.prompt_set
+  if prompt_set is None:  # of a published dataset with all captions, as its tables have it
+    every = bool(task.dataset)
+    return retrieval.evaluate(
+      model, opened.source, batch, task.limit, all_captions=every, name=opened.name
+    )
   return zero_shot.evaluate(
     model,
-    source,
-    classes,
+    opened.source,
+    prompt_set.classes,
     prompt_set.templates,
     batch,
     task.limit,
-    name=name,
+    name=opened.name,
     held_out=prompt_set.held_out,
     class_CE=classifier.classifier(model, prompt_set, None, "", batch),
   )
-
-
-def run(
-  model: encoding.Model, config: config_lib.Config, sources: Sequence[records.RecordSource]
-) -> list[Result]:
-  """All tasks of `config.evaluation`, in order; `sources` holds one source a task."""
-  pairs = zip(config.evaluation.tasks, sources, strict=True)
-  return [run_task(model, task, source, config.evaluation.batch) for task, source in pairs]
 
 
 def figures(results: Sequence[Result]) -> dict[str, float]:
