@@ -9,6 +9,7 @@ import io
 import json
 import zlib
 
+import dataset_trees
 import numpy as np
 import trees
 from known_model import SIDE, picture, unit
@@ -71,8 +72,9 @@ class Model:
 class World:
   """The copies below `root` and the model that knows them."""
 
-  def __init__(self, root, model=None):
-    self.root, self.model, self.number = root, model or Model(), 0
+  def __init__(self, root, model=None, tfds=False):
+    """Args: tfds, write copies as TFDS has them, where it has the test split itself."""
+    self.root, self.model, self.number, self.tfds = root, model or Model(), 0, tfds
 
   def weights(self, name="planted"):
     return paper_cells.Weights(name, self.model, HASH)
@@ -108,7 +110,9 @@ class World:
     """Images of these classes as a copy has them. Returns: their numbers."""
     numbers = range(self.number, self.number + len(labels))
     self.number += len(labels)
-    if dataset.rule == "jsonl":
+    if self.tfds and dataset.tfds_test and dataset.rule not in ("draw", "clevr"):
+      self._tfds(dataset, labels, numbers)
+    elif dataset.rule == "jsonl":
       self._jsonl(dataset, split, labels, numbers)
     elif dataset.wds and not folder:
       self._wds(dataset, split, labels, numbers)
@@ -144,6 +148,35 @@ class World:
     trees.write(place / split / "nshards.txt", "2")
     trees.write(place / "classnames.txt", "\n".join(names[k] for k in order) + "\n")
 
+  def _tfds(self, dataset, labels, numbers):
+    """The test split: where labels have names, in another order than the prompts'."""
+    import tfds_trees  # slow, and seldom wanted
+
+    names = [name.lower().replace(" ", "_") for name in self.names(dataset)]
+    examples = []
+    for number, label in zip(numbers, labels, strict=True):
+      example = {"image": io.BytesIO(file_of(number))}
+      if dataset.rule == "several":
+        example |= {"labels": [names[label]], "labels_no_difficult": [names[label]]}
+      elif dataset.rule == "kitti":
+        things = [{"type": "Van", "location": [0.0, 0.0, z]} for z in (4.0, 14.0, 50.0)[label:]]
+        example |= {"image/file_name": str(number), "objects": things}
+      else:
+        example |= {"label": names[label], "segmentation_mask": io.BytesIO(b"no image")}
+      examples.append(example)
+    if dataset.rule.startswith("synset"):  # all 1,000, of the shifts too
+      every, indices = dataset_trees.synsets(), dataset.imagenet_indices
+      features = tfds_trees.classes(every)
+      for example, label in zip(examples, labels, strict=True):
+        example["label"] = every[indices[label]]
+    elif dataset.rule == "several":
+      features = tfds_trees.voc(names[::-1])
+    elif dataset.rule == "kitti":
+      features = tfds_trees.kitti()
+    else:
+      features = tfds_trees.classes(names[::-1])
+    tfds_trees.write(self.root, dataset.tfds, features, {dataset.tfds_test: examples})
+
   def _jsonl(self, dataset, split, labels, numbers):
     place = self.root / dataset.folder
     lines = []
@@ -161,16 +194,25 @@ class World:
     """
     dataset = datasets.named(key)
     place, basis = self.root / datasets.wds_folder(dataset.wds[0]), np.eye(WIDTH)
-    files = {}
+    files, examples = {}, []
     for i in range(4):
       number = self.number + i
       self.model.rows[number] = basis[i].astype(np.float32)
       files[f"s{i:07d}.png"] = file_of(number)
       texts = [f"{i} {c} {key}" for c in range(6)]
       files[f"s{i:07d}.txt"] = "\n".join(texts)
+      own = [{"id": c, "text": text} for c, text in enumerate(texts)]
+      image = io.BytesIO(file_of(number))
+      examples.append({"image": image, "image/filename": f"{i}.png", "captions": own})
       row = basis[i] if i < 3 else unit(basis[2] + 0.1 * basis[9])
       self.model.texts |= {prefix + text: row for text in texts[:5]}
     self.number += 4
+    if self.tfds:
+      import tfds_trees
+
+      splits = {dataset.tfds_test: examples}
+      tfds_trees.write(self.root, dataset.tfds, tfds_trees.captions(), splits)
+      return dataset
     trees.tar(place / "test" / "0.tar", files)
     trees.write(place / "test" / "nshards.txt", "1")
     return dataset

@@ -94,6 +94,31 @@ def test_every_data_set_by_its_own_metric(command):
   assert len(command.results()) == 27
 
 
+def test_every_data_set_as_tfds_has_it(command):
+  command.world.tfds = True
+  found = [d for d in datasets.all_datasets() if d.tfds_test and d.rule not in ("draw", "clevr")]
+  assert len(found) == 20
+  for dataset in found:
+    if dataset.rule == "captions":
+      command.world.captions(dataset.key)
+    else:
+      command.world.test(dataset.key)
+  code, _, err = command.main("--tables", "11,13,16", batch=64)
+  assert code == 0, err
+  measured = {(m.table, m.dataset, m.metric): m.value for m in command.results()}
+  metrics = published.metrics()
+  for dataset in found:
+    if dataset.rule == "captions":
+      assert measured["13", "MSCOCO", "text retrieval R@1"] == 75.0
+    else:
+      table = "16" if dataset.group == "shift" else "11"
+      metric = metrics.get(dataset.key, "accuracy")
+      expected = pytest.approx(planted.EXPECTED[metric])
+      assert measured[table, dataset.key, metric] == expected, dataset.key
+  assert len(measured) == 15 + 6 + 5
+  assert list(command.data.glob("wds_*")) == []
+
+
 def test_retrieval_with_five_captions_after_a_prefix(command):
   for key in ("Flickr30k", "MSCOCO captions"):
     command.world.captions(key)

@@ -38,12 +38,16 @@ def _is_version(name: str) -> bool:
   return all(part.isascii() and part.isdecimal() for part in name.split("."))
 
 
+class NoSplitError(RecordError):
+  """A copy that was made without the split."""
+
+
 class TfdsSource:
   """The records of `split` ("train+validation") of a data set's folder, in its order.
 
   `label` makes the label of an example, of TFDS's features; captions are those it has.
-  Raises: RecordError when the folder cannot be read, or a split or a file is not there; from a
-    record, when it cannot be read or has no label.
+  Raises: NoSplitError when a split is not there; RecordError when the folder cannot be read, or a
+    file is not there; from a record, when it cannot be read or has no label.
   """
 
   def __init__(
@@ -57,7 +61,7 @@ class TfdsSource:
     missing = [name for name in split.split("+") if name not in builder.info.splits]
     if missing:
       there = ", ".join(builder.info.splits)
-      raise RecordError(f"{self.directory}: no split {missing[0]!r}; it has {there}")
+      raise NoSplitError(f"{self.directory}: no split {missing[0]!r}; it has {there}")
     self._files = [
       pathlib.Path(path)
       for name in split.split("+")

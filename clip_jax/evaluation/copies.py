@@ -105,7 +105,12 @@ def in_tfds(wanted: Wanted, root: pathlib.Path) -> Copy | None:
     names = tfds_source.class_names(place, feature)
   # ImageNet-A and -R keep ImageNet's 1,000 names and numbers: a label of another is an error then.
   label_of = wanted.labels_of(names, dataset.rule.startswith("synset_"))
-  source = tfds_source.TfdsSource(place, split, functools.partial(_label, dataset.rule, label_of))
+  label = functools.partial(_label, dataset.rule, label_of)
+  try:
+    source = tfds_source.TfdsSource(place, split, label)
+  except tfds_source.NoSplitError as error:
+    wanted.missing.append(str(error))
+    return None
   same = dataset.tfds_is_the_papers
   notes = [] if same == "yes" else [f"TFDS {dataset.tfds} {split} is not the paper's split: {same}"]
   copy = wanted.found("tfds", place, source, names, notes)
