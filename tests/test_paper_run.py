@@ -1,6 +1,7 @@
 """`clip-jax paper` from its command line to its files, with models whose answers are planted."""
 
 import csv
+import io
 import json
 import os
 import pathlib
@@ -10,10 +11,12 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 
 import numpy as np
 import planted
 import pytest
+import rich.console
 import trees
 from known_model import picture, unit
 from test_inference import workdir  # noqa: F401, a fixture
@@ -25,6 +28,7 @@ from clip_jax.evaluation import (
   feature_file,
   linear_probe,
   paper_models,
+  paper_progress,
   paper_results,
   paper_run,
   published,
@@ -468,6 +472,34 @@ def test_lines_for_people_name_every_cell(command):
   assert "Table 11, planted, MNIST: accuracy 75.0\n" in out
   assert "paper.html" in out
   assert f"not available: DTD; how to get them: {command.output / 'paper.md'}\n" in out
+
+
+def test_a_bar_on_a_terminal_and_no_lines():
+  text = io.StringIO()
+  console = rich.console.Console(file=text, force_terminal=True, width=120)
+  with paper_progress.bar(console, 2) as bar:
+    bar.part("MNIST: test", 3, 10)
+    bar.done("a cell", "accuracy 75.0")
+  shown = text.getvalue()
+  for words in ("cells", "1/2", "MNIST: test", "3/10"):
+    assert words in shown
+  assert "accuracy 75.0" not in shown
+
+
+def test_threads_leave_signals_alone():
+  before, inside = signal.getsignal(signal.SIGTERM), []
+
+  def look():
+    with paper_progress.stoppable():
+      inside.append(signal.getsignal(signal.SIGTERM))
+
+  thread = threading.Thread(target=look)
+  thread.start()
+  thread.join()
+  assert inside == [before]
+  look()
+  assert inside[1] != before
+  assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_code_version_names_the_commit():
