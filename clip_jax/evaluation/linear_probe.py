@@ -158,7 +158,7 @@ def probe(
   mesh: Mesh | None = None,
 ) -> ProbeResult:
   """What `learn` finds, on the test set. Raises: LogisticError on bad features or labels."""
-  _check(classes, test)
+  _check(classes, *([] if validation is None else [validation]), test)
   found = learn(train, classes, metric, validation, seed=seed, stop=stop, mesh=mesh)
   score = metric(found.fit.scores(test.features_ND), test.labels)
   last = found.fit
