@@ -232,7 +232,7 @@ def test_gradient_of_captions_against_finite_differences():
   def loss_of(params):
     return training.loss(*model.apply({"params": params}, image, rows))
 
-  gradient = jax.grad(loss_of)(variables["params"])
+  gradient = jax.jit(jax.grad(loss_of))(variables["params"])
   rng = np.random.default_rng(2)
   for name in ("image", "head"):  # through the features as well as in the decoder
     along = jax.tree.map(jnp.zeros_like, variables["params"])
@@ -248,8 +248,9 @@ def test_gradient_of_captions_against_finite_differences():
     assert (above - below) / 4e-3 == pytest.approx(slope, rel=0.02, abs=2e-3)
 
 
-@pytest.mark.parametrize("prediction", BOTH)
-@pytest.mark.parametrize("fsdp", [1, 2])
+@pytest.mark.parametrize(
+  ("prediction", "fsdp"), [("captions", 1), ("captions", 2), ("bag_of_words", 2)]
+)
 def test_8_devices_agree_with_one(prediction, fsdp):
   batches = [_batch(seed) for seed in range(3)]
   one, _ = _losses(prediction, batches)
@@ -389,10 +390,9 @@ def test_likelihoods_do_not_depend_on_devices_or_chunks(prediction):
   model, state = heads.Predictive(SCORED.model, prediction), jax.device_get(state)
   image = np.stack([picture(i) for i in range(11)]) / np.float32(255)
   mean, std = (np.array(x, np.float32) for x in (SCORED.preprocess.mean, SCORED.preprocess.std))
-  for p, row in enumerate(tokens_PL):
-    rows = jnp.asarray(np.repeat(row[None], 11, axis=0))
-    logp, counted = model.apply({"params": state.params}, (image - mean) / std, rows)
-    np.testing.assert_allclose(found[0][:, p], np.where(counted, logp, 0).sum(1), rtol=1e-4)
+  rows = jnp.asarray(np.repeat(tokens_PL[2:3], 11, axis=0))
+  logp, counted = model.apply({"params": state.params}, (image - mean) / std, rows)
+  np.testing.assert_allclose(found[0][:, 2], np.where(counted, logp, 0).sum(1), rtol=1e-4)
 
 
 def test_accuracy_of_planted_words():

@@ -90,7 +90,7 @@ def _found(study: Mapping[str, Any], found: Mapping[str, findings.Curves]) -> li
   lines = [
     "## What was found",
     "",
-    f"At {level:.0%}, the highest accuracy that all three reach:",
+    f"At {level:.0%}, the highest accuracy that all runs reach:",
     "",
   ]
   for slow, fast, row in findings.COMPARED:
@@ -114,7 +114,7 @@ def paper(model: str) -> str:
 def _levels(study: Mapping[str, Any], found: Mapping[str, findings.Curves]) -> list[str]:
   lines = [
     "Pairs seen when the mean over seeds first reaches an accuracy, between evaluations along the "
-    "logarithm of pairs:",
+    "logarithm of pairs; ratios with the least and the greatest of one seed's two runs:",
     "",
     "| top-1 | " + " | ".join(_NAMES[name] for name in found) + " | "
     "captions : words (paper 3) | words : contrastive (paper 4) |",
@@ -122,11 +122,17 @@ def _levels(study: Mapping[str, Any], found: Mapping[str, findings.Curves]) -> l
   ]
   for level in findings.levels(found, 1 / study["classes"]):
     needed = [findings.pairs_for(one.pairs, one.mean, level) for one in found.values()]
-    ratios = [findings.ratio(found, a, b, level).of_means for a, b, _ in findings.COMPARED]
     cells = ["-" if pairs is None else f"{pairs:,.0f}" for pairs in needed]
-    cells += ["-" if x is None else f"{x:.2f}" for x in ratios]
+    cells += [_ratio(findings.ratio(found, a, b, level)) for a, b, _ in findings.COMPARED]
     lines.append(f"| {level:.0%} | {' | '.join(cells)} |")
   return lines
+
+
+def _ratio(one: findings.Ratio) -> str:
+  if one.of_means is None:
+    return "-"
+  spread = f" ({one.spread[0]:.2f} to {one.spread[1]:.2f})" if one.spread else ""
+  return f"{one.of_means:.2f}{spread}"
 
 
 def _rules(study: Mapping[str, Any]) -> list[str]:
@@ -169,10 +175,11 @@ def drawing(study: Mapping[str, Any]) -> str:
   """Accuracy over pairs, both of the mean and from the least to the greatest seed. SVG."""
   found, chance = findings.curves(study["runs"]), 1 / study["classes"]
   right, bottom = _WIDTH - 20, _TOP + _HEIGHT
-  ends = [math.log(f(one.pairs)) for one in found.values() for f in (np.min, np.max)]
+  low = min(float(one.pairs[0]) for one in found.values())
+  high = max(float(one.pairs[-1]) for one in found.values())
 
   def x(pairs: Any) -> Any:
-    return np.interp(np.log(pairs), [min(ends), max(ends)], [_LEFT, right])
+    return np.interp(np.log(pairs), [math.log(low), math.log(high)], [_LEFT, right])
 
   def y(share: Any) -> Any:
     return np.interp(share, [0, 1], [bottom, _TOP])
@@ -182,7 +189,7 @@ def drawing(study: Mapping[str, Any]) -> str:
     place = y(tick / 100)
     body.append(f'<path d="M{_LEFT} {place:.1f}H{right}" stroke="#ddd"/>')
     body.append(f'<text class="r" x="{_LEFT - 6}" y="{place + 4:.1f}">{tick}%</text>')
-  for tick in _decades(math.exp(min(ends)), math.exp(max(ends))):
+  for tick in _decades(low, high):
     body.append(f'<path d="M{x(tick):.1f} {_TOP}V{bottom}" stroke="#eee"/>')
     label = curves_lib.number(tick)
     body.append(f'<text class="m" x="{x(tick):.1f}" y="{bottom + 18}">{label}</text>')
