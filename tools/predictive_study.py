@@ -169,7 +169,8 @@ def run(
   state, step_fn, evaluate = _trainer(study, config, objective)
   batches = pipeline.host_batches(config, study.sources, study.tokenizer)
   stream = pipeline.Prefetcher(batches, functools.partial(_place, study), depth=2)
-  lines, losses = [], []
+  lines: list[dict[str, Any]] = []
+  losses: list[jax.Array] = []
   try:
     for step in range(1, config.steps + 1):
       state, current = step_fn(state, next(stream))

@@ -50,7 +50,7 @@ class Predictive(nn.Module):
     if self.prediction == "captions":
       self.head = CaptionDecoder(c.text, *shared)
     else:
-      self.head = BagOfWords(c.text.vocab_size, dtype)
+      self.head = BagOfWords(c.text.vocab_size)
 
   def __call__(
     self, image_BRR3: jax.Array, tokens_BL: jax.Array, train: bool = False
@@ -94,17 +94,16 @@ def counted(prediction: Prediction, tokens_BL: jax.Array) -> jax.Array:
 class BagOfWords(nn.Module):
   """(features [B, D], tokens [B, L]) -> log-probabilities [B, L] of the tokens in any order.
 
-  One softmax over the vocabulary, not one sigmoid a word. Source: Mahajan et al. 2018, arXiv
-  1805.00932, section 2.2, where sigmoids were worse, as they had been for Joulin et al.
+  One softmax over the vocabulary, not one sigmoid a word, which Mahajan et al. 2018, arXiv
+  1805.00932, found worse for the several hashtags of an image. Logits in float32.
   """
 
   vocab_size: int
-  dtype: Dtype
 
   @nn.compact
   def __call__(self, x_BD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
-    logits_BV = nn.Dense(self.vocab_size, dtype=self.dtype, name="project")(x_BD)
-    logp_BV = jax.nn.log_softmax(logits_BV.astype(jnp.float32), axis=-1)
+    logits_BV = nn.Dense(self.vocab_size, dtype=jnp.float32, name="project")(x_BD)
+    logp_BV = jax.nn.log_softmax(logits_BV, axis=-1)
     return jnp.take_along_axis(logp_BV, tokens_BL, axis=1)
 
 

@@ -63,7 +63,7 @@ def _head(study: Mapping[str, Any]) -> list[str]:
 def _objectives(study: Mapping[str, Any], found: Mapping[str, findings.Curves]) -> list[str]:
   lines = [
     "| objective | parameters beside the image encoder | MFLOP a pair, forward | scored by | "
-    "top-1 at the end, mean (least to greatest) | minutes a run |",
+    "top-1 at the end, mean (least to greatest) | minutes a run, with evaluations |",
     "| --- | ---: | ---: | --- | ---: | ---: |",
   ]
   for name, one in found.items():

@@ -110,11 +110,12 @@ def _of_batch(
 
   def one(tokens_L: jax.Array) -> jax.Array:
     tokens_BL = jnp.broadcast_to(tokens_L[None], (x_BD.shape[0], tokens_L.shape[0]))
-    logp_BL, counted_BL = model.apply(variables, x_BD, tokens_BL, method="score")
+    found: Any = model.apply(variables, x_BD, tokens_BL, method="score")
+    logp_BL, counted_BL = found
     return jnp.where(counted_BL, logp_BL, 0).sum(-1)
 
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-    x_BD = model.apply(variables, image_BRR3, method="features")
+    x_BD: Any = model.apply(variables, image_BRR3, method="features")
     return jax.lax.map(one, tokens_PL).T
 
 
