@@ -44,11 +44,14 @@ class Study:
   config: config_lib.Config
   mesh: Mesh
   tokenizer: Tokenizer
-  task: config_lib.Task
-  prompt_set: prompts.PromptSet
+  evaluated: tasks.Ready
   sources: Sequence[records.RecordSource]
-  test: records.RecordSource
   points: tuple[int, ...]  # the steps after which a run is evaluated
+
+  @property
+  def prompt_set(self) -> prompts.PromptSet:
+    assert self.evaluated.prompt_set is not None  # `training.checked_task`: zero-shot
+    return self.evaluated.prompt_set
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,22 +86,14 @@ def opened(config: config_lib.Config, workdir: pathlib.Path, evaluations: int) -
   Raises: StudyError for settings that the objectives do not share; ValueError, OSError.
   """
   task = training.checked_task(config)
-  sources, held_out = train.open_sources(config), train.open_tasks(config)
-  test = held_out[config.evaluation.tasks.index(task)]
+  evaluated = tasks.ready(config)[config.evaluation.tasks.index(task)]
+  sources = train.open_sources(config)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch(config.data.batch_pairs, mesh)
   workdir.mkdir(parents=True, exist_ok=True)
   tokenizer = train.workdir_tokenizer(config, sources, workdir)
-  prompt_set = prompts.named(task.prompts)
-  classes = prompt_set.classes or tuple(getattr(test, "classes", ()))
-  if not classes:
-    raise training.StudyError(
-      f"config.evaluation.tasks: neither prompts {task.prompts!r} nor the source names classes; "
-      "choose prompts with classes"
-    )
-  prompt_set = dataclasses.replace(prompt_set, classes=classes)
   points = log_spaced(config.steps, evaluations)
-  return Study(config, mesh, tokenizer, task, prompt_set, sources, test, points)
+  return Study(config, mesh, tokenizer, evaluated, sources, points)
 
 
 def log_spaced(steps: int, count: int) -> tuple[int, ...]:
@@ -150,7 +145,7 @@ def facts(study: Study, config: config_lib.Config, objective: str) -> dict[str, 
     "objective": objective,
     "config": config_lib.to_dict(config),
     "data": pipeline.fingerprint(config, study.sources, study.tokenizer),
-    "test": study.test.fingerprint,
+    "test": study.evaluated.source.fingerprint,
     "prompts": study.prompt_set.fingerprint,
     "points": study.points,
   }
@@ -201,7 +196,7 @@ def _trainer(
 
     def top1(state: Any) -> dict[str, float]:
       model = inference.Clip(config, state.params, study.tokenizer, batch_stats=state.batch_stats)
-      found = tasks.run_task(model, study.task, study.test, config.evaluation.batch)
+      (found,) = tasks.run(model, config, [study.evaluated])
       return {"cosine": found.metrics()["top1"]}
 
     step_fn = train_step.make_train_step(config, mesh)
@@ -219,8 +214,8 @@ def _trainer(
       tokens_PL,
       class_P,
       study.prompt_set.classes,
-      study.test,
-      study.task.limit,
+      study.evaluated.source,
+      study.evaluated.task.limit,
       study.sources[0],
     )
 
@@ -242,7 +237,7 @@ def _place(study: Study, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 
 def described(study: Study, path: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
   """What OUTPUT.json holds: all that page and drawing are made of."""
-  config, task = study.config, study.task
+  config, task = study.config, study.evaluated.task
   kept = ("objective", "seed", "seconds", "evaluations")
   counts = clip.parameter_counts(config.model)
   predictive: dict[str, heads.Prediction] = {
@@ -268,7 +263,7 @@ def described(study: Study, path: str, runs: list[dict[str, Any]]) -> dict[str, 
     "steps": config.steps,
     "batch_pairs": config.data.batch_pairs,
     "task": task.name or task.kind,
-    "images": encoding.count(study.test, config.evaluation.batch, task.limit),
+    "images": encoding.count(study.evaluated.source, config.evaluation.batch, task.limit),
     "classes": len(study.prompt_set.classes),
     "prompts": sum(map(len, study.prompt_set.names)) * len(study.prompt_set.templates),
     "machine": summary.machine(),
