@@ -152,11 +152,11 @@ class Task:
   name: str = ""
   kind: Literal["zero_shot", "retrieval"] = "zero_shot"
   source: Source = Source()
+  prompts: str = ""  # a name in evaluation/prompts.py, for zero_shot
+  limit: int = 0  # first records only; 0: all
   # the key of a published dataset (evaluation/datasets.py): of its test split, whatever copy lies
   # below source.path, with its own prompts
   dataset: str = ""
-  prompts: str = ""  # a name in evaluation/prompts.py, for zero_shot
-  limit: int = 0  # first records only; 0: all
 
 
 @dataclasses.dataclass(frozen=True)

@@ -159,19 +159,19 @@ TWO = """
   with hosts.watched(20):
     import jax
     from test_classifier import EXPECTED, PETS, known
-    from clip_jax.evaluation import classifier
+    from clip_jax.evaluation import classifier, encoding
     assert jax.process_count() == 2
     own = folder / str(host)  # each has a folder of its own: only the first one's is ever filled
     for batch in (1, 3, 5):
       for round in range(2):
-        model = known(batch)
+        model = known(encoding.share(batch))
         got = classifier.classifier(model, PETS, own, f"weights {batch}", batch)
         np.testing.assert_allclose(got, EXPECTED, rtol=1e-6, atol=1e-7)
         assert bool(model.seen_texts) == (round == 0), (batch, round)
     if host == 0:
       for path in own.iterdir():
         path.write_bytes(b"damaged")
-    model = known(3)
+    model = known(encoding.share(3))
     got = classifier.classifier(model, PETS, own, "weights 3", 3)
     np.testing.assert_allclose(got, EXPECTED, rtol=1e-6, atol=1e-7)
     assert model.seen_texts

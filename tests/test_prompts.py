@@ -105,7 +105,8 @@ def test_sets_have_the_labels_of_their_sources():
 
 def test_an_unknown_set_is_answered_with_the_known_ones():
   with pytest.raises(
-    prompts.PromptError, match=r"'imagenot'.*digits, fashion_mnist, scenes, stamps,.* imagenet"
+    prompts.PromptError,
+    match=r"'imagenot'.*digits, fashion_mnist, .*scenes, stamps,.* imagenet",
   ):
     prompts.named("imagenot")
 

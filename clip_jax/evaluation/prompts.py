@@ -87,6 +87,17 @@ _FASHION_MNIST = (
   "ankle boot",
 )
 
+_FASHION_MNIST_TEMPLATES = (
+  "{}",
+  "a photo of {}",
+  "a small photo of {}",
+  "a grey photo of {}",
+  "a black and white picture of {}",
+  "{} on a black background",
+  "{} in a shop's catalogue",
+  "a picture of {} for sale",
+)
+
 # All sentences are this project's own. A class is called what the captions call it, because a small
 # model has not read other words (trousers are a "pair of" them there: with the bare word 70 % of
 # them are found, with these 98 %), and stands without an article: "a ankle boot" is in no caption.
@@ -94,17 +105,13 @@ SETS: Mapping[str, PromptSet] = types.MappingProxyType(
   {
     "scenes": PromptSet(scenes.COMPOSITIONS, scenes.SCENE_TEMPLATES, scenes.HELD_OUT),
     "digits": PromptSet(scenes.DIGIT_CLASSES, scenes.DIGIT_TEMPLATES),
-    "fashion_mnist": PromptSet(
+    "fashion_mnist": PromptSet(_FASHION_MNIST, _FASHION_MNIST_TEMPLATES),
+    # with the captions' articles, for models that read a sentence from its start
+    "fashion_mnist_captions": PromptSet(
       _FASHION_MNIST,
-      (
-        "{}",
-        "a photo of {}",
-        "a small photo of {}",
-        "a grey photo of {}",
-        "a black and white picture of {}",
-        "{} on a black background",
-        "{} in a shop's catalogue",
-        "a picture of {} for sale",
+      _FASHION_MNIST_TEMPLATES,
+      synonyms=tuple(
+        (f"{'an' if name[0] in 'aeiou' else 'a'} {name}",) for name in _FASHION_MNIST
       ),
     ),
     "stamps": PromptSet(

@@ -123,7 +123,9 @@ def _unpack(name: str, deb: pathlib.Path, want: Wanted, cache: pathlib.Path) -> 
   if not target.is_dir():
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    _run(["dpkg", "-x", str(deb), str(temporary)], deb.parent, f"{deb}: cannot be unpacked")
+    # absolute, because dpkg runs in another folder
+    words = ["dpkg", "-x", str(deb.absolute()), str(temporary.absolute())]
+    _run(words, deb.parent, f"{deb}: cannot be unpacked")
     os.replace(temporary, target)
   root = target / want.folder
   if not (root.is_dir() and walk(root, want.suffixes)):
