@@ -99,9 +99,11 @@ def _data() -> argparse.ArgumentParser:
   data.add_argument("--seed", type=int, default=0, metavar="S", help="of what is drawn (0)")
   data.add_argument("--batch", type=int, default=256, metavar="B", help="images at a time (256)")
   data.add_argument(
-    "--skip-bad",
-    action="store_true",
-    help="leave out images that cannot be decoded, and say which; without it they are an error",
+    "--corrupt-images",
+    choices=("error", "skip"),
+    default="error",
+    help="what to do with images that cannot be decoded: an error that names one (default), or "
+    "leave them out and say which",
   )
   words = out.add_argument_group("prompts", "by default a dataset's own, or the data's class names")
   words.add_argument(

@@ -85,7 +85,12 @@ def _setup(options: argparse.Namespace) -> Any:
     templates=tuple(options.template),
   )
   return studies.Setup(
-    options.weights, asked, options.limit, options.batch, options.seed, options.skip_bad
+    options.weights,
+    asked,
+    options.limit,
+    options.batch,
+    options.seed,
+    skip_unreadable=options.corrupt_images == "skip",
   )
 
 

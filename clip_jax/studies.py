@@ -46,7 +46,7 @@ class StudyError(ValueError):
 class Setup:
   """Which weights on which data.
 
-  `limit`: so many images, drawn with the seed; 0: all. `skip_bad`: leave out what cannot be
+  `limit`: so many images, drawn with the seed; 0: all. `skip_unreadable`: leave out what cannot be
   decoded, which is an error otherwise.
   """
 
@@ -55,7 +55,7 @@ class Setup:
   limit: int = 0
   batch: int = 256
   seed: int = 0
-  skip_bad: bool = False
+  skip_unreadable: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ def opened(setup: Setup) -> Opened:
     raise StudyError(f"--batch {setup.batch}: want at least 1")
   model = sources.load(setup.weights)
   what = chosen.choose(setup.asked, model.resolution).sample(setup.limit, setup.seed)
-  if setup.skip_bad:
+  if setup.skip_unreadable:
     what = what.readable(model)
   digest = chosen.weights_hash(model)
   model = inference.spread(model, sharding.make_mesh())

@@ -207,7 +207,7 @@ def test_a_corrupt_image_is_named_and_left_out_only_where_that_was_asked(capsys,
   code, out, err = run(capsys, *words, "--batch", 4)
   assert (code, out) == (2, "")
   assert "dog/3.png: image cannot be decoded" in err
-  code, out, _ = run(capsys, *words, "--batch", 4, "--skip-bad", "--json")
+  code, out, _ = run(capsys, *words, "--batch", 4, "--corrupt-images", "skip", "--json")
   assert code == 0
   found = json.loads(out)
   assert found["n"] == 3
