@@ -1,12 +1,8 @@
-import os
 import pathlib
-import socket
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pytest
+import two_processes
 from known_model import KnownModel, unit
 
 from clip_jax.evaluation import classifier, encoding, prompts
@@ -181,32 +177,6 @@ TWO = """
 
 def test_two_processes_decide_alike(tmp_path):
   """The second process has no cache: it gets what the first has, and nobody waits for ever."""
-  tests = pathlib.Path(__file__).parent
-  environment = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-    "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),
-  }
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    port = str(probe.getsockname()[1])
-  command = [sys.executable, "-c", textwrap.dedent(TWO)]
-  processes = [
-    subprocess.Popen(
-      [*command, str(host), port, str(tmp_path)],
-      env=environment,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for host in range(2)
-  ]
-  try:
-    outputs = [process.communicate(timeout=150)[0] for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
-      process.wait()
-  assert [process.returncode for process in processes] == [0, 0], outputs
-  assert [output.splitlines()[-1] for output in outputs] == ["done True", "done False"]
+  ends = two_processes.run(TWO, tmp_path)
+  assert [code for code, _ in ends] == [0, 0], ends
+  assert [said.splitlines()[-1] for _, said in ends] == ["done True", "done False"]

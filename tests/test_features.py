@@ -5,13 +5,12 @@ import functools
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
-import textwrap
 
 import numpy as np
 import pytest
+import two_processes
 from known_model import KnownModel, Source, captioned, labelled, picture, unit
 
 from clip_jax.data.records import Record
@@ -320,24 +319,6 @@ TWO = """
 
 
 def test_two_processes_share_the_work_and_the_cache(tmp_path):
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    port = str(probe.getsockname()[1])
-  processes = [
-    subprocess.Popen(
-      [sys.executable, "-c", textwrap.dedent(TWO), str(host), port, str(tmp_path)],
-      env=environment(),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for host in range(2)
-  ]
-  try:
-    outputs = [process.communicate(timeout=150)[0] for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
-      process.wait()
-  assert [process.returncode for process in processes] == [0, 0], outputs
-  assert [output.splitlines()[-1] for output in outputs] == ["done True", "done False"]
+  ends = two_processes.run(TWO, tmp_path)
+  assert [code for code, _ in ends] == [0, 0], ends
+  assert [said.splitlines()[-1] for _, said in ends] == ["done True", "done False"]

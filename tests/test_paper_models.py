@@ -2,15 +2,11 @@
 
 import dataclasses
 import hashlib
-import os
-import pathlib
-import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
+import two_processes
 from test_inference import workdir  # noqa: F401, a fixture
 
 import clip_jax
@@ -63,32 +59,8 @@ def test_two_processes_give_what_one_gives(workdir, tmp_path):  # noqa: F811
   np.save(tmp_path / "images.npy", image_NRR3)
   np.save(tmp_path / "wanted.npy", model.encode_image(image_NRR3))
   (tmp_path / "hash").write_text(paper_models.fingerprint(workdir, model))
-  environment = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
-    "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
-  }
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    port = str(probe.getsockname()[1])
-  processes = [
-    subprocess.Popen(
-      [sys.executable, "-c", TWO, str(host), port, str(workdir), str(tmp_path)],
-      env=environment,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for host in range(2)
-  ]
-  try:
-    outputs = [process.communicate(timeout=150)[0] for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
-      process.wait()
-  assert [output.splitlines()[-1] for output in outputs] == ["done", "done"], outputs
+  ends = two_processes.run(TWO, workdir, tmp_path, devices=2)
+  assert [said.splitlines()[-1] for _, said in ends] == ["done", "done"], ends
 
 
 def test_the_hash_is_of_all_that_the_model_computes_by(workdir):  # noqa: F811

@@ -4,13 +4,8 @@ import csv
 import io
 import json
 import os
-import pathlib
 import pickle
 import signal
-import socket
-import subprocess
-import sys
-import textwrap
 import threading
 
 import numpy as np
@@ -18,6 +13,7 @@ import planted
 import pytest
 import rich.console
 import trees
+import two_processes
 from known_model import picture, unit
 from test_inference import workdir  # noqa: F401, a fixture
 
@@ -602,32 +598,5 @@ def test_processes_with_other_data_stop_both(command, tmp_path):
 
 def in_two(folder, *words, last=()):
   """What the command says in each of two processes; `last` are options of the second alone."""
-  tests = pathlib.Path(__file__).parent
-  environment = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
-    "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),
-  }
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    port = str(probe.getsockname()[1])
-  script = textwrap.dedent(TWO)
-  options = [[*words], [*words, *last]]
-  processes = [
-    subprocess.Popen(
-      [sys.executable, "-c", script, str(host), port, str(folder), *options[host]],
-      env=environment,
-      cwd=folder,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for host in range(2)
-  ]
-  try:
-    return [process.communicate(timeout=170)[0] for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
-      process.wait()
+  ends = two_processes.run(TWO, folder, *words, folder=folder, last=last)
+  return [said for _, said in ends]

@@ -82,6 +82,11 @@ class _Ranking:
   listed: np.ndarray  # int [N, <=5]
   listed_probability: np.ndarray  # float [N, <=5]
 
+  def likeliest(self, i: int, classes: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """The classes of image `i`, best first, each with its probability."""
+    pairs = zip(self.listed[i], self.listed_probability[i], strict=True)
+    return tuple((classes[c], float(p)) for c, p in pairs)
+
 
 def evaluate(
   model: encoding.Model,
@@ -151,10 +156,7 @@ def evaluate(
         label=classes[labels[i]],
         probability=float(ranking.probability[i]),
         rank=int(ranking.rank[i]),
-        likeliest=tuple(
-          (classes[c], float(p))
-          for c, p in zip(ranking.listed[i], ranking.listed_probability[i], strict=True)
-        ),
+        likeliest=ranking.likeliest(i, classes),
       )
       for i in _draw(ranking.rank == 1, examples, rng, halves)
     ),
