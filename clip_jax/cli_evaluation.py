@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import rich.console
 import rich.table
-import rich.text
 
 from clip_jax.cli_output import UsageError, show
 
@@ -62,8 +61,7 @@ def _paper_here(options: argparse.Namespace) -> int:
   console = rich.console.Console(stderr=options.json, quiet=not first)
   tables = [word for word in options.tables.replace(" ", ",").split(",") if word]
   found = paper_run.run(named, tables, options.datasets, settings, output, console)
-  title = rich.text.Text(str(output / "paper.html"))  # in which no markup is read
-  table = rich.table.Table("table", *paper_run.KINDS, title=title)
+  table = rich.table.Table("table", *paper_run.KINDS)
   for grid in found.grids:
     counts = [grid.counts.get(kind, 0) for kind in paper_run.KINDS]
     table.add_row(grid.table.title, *map(str, counts))
@@ -76,10 +74,12 @@ def _paper_here(options: argparse.Namespace) -> int:
   }
   if first:
     show(options, table, facts)
+  lines = [f"page: {output / 'paper.html'}"]
   if found.unavailable:
     names = ", ".join(found.unavailable)
-    words = f"not available: {names}; how to get them: {output / 'paper.md'}"
-    console.print(words, soft_wrap=True, markup=False, highlight=False)
+    lines.append(f"not available: {names}; how to get them: {output / 'paper.md'}")
+  for line in lines:  # paths in them, which must not be broken at the terminal's width
+    console.print(line, soft_wrap=True, markup=False, highlight=False)
   if found.failures:
     count = len(found.failures)
     raise UsageError(f"{count} of the cells could not be measured; the first: {found.failures[0]}")

@@ -466,7 +466,7 @@ def test_lines_for_people_name_every_cell(command):
   code, out, _ = command.main("--tables", "11", "--datasets", "MNIST", "DTD")
   assert code == 0
   assert "Table 11, planted, MNIST: accuracy 75.0\n" in out
-  assert "paper.html" in out
+  assert f"page: {command.output / 'paper.html'}\n" in out
   assert f"not available: DTD; how to get them: {command.output / 'paper.md'}\n" in out
 
 
