@@ -39,7 +39,9 @@ def paper(options: argparse.Namespace, _: Sequence[str]) -> int:
 def _paper_here(options: argparse.Namespace) -> int:
   import jax
 
-  from clip_jax.evaluation import paper_models, paper_run, paper_units
+  from clip_jax.evaluation.paper import models as paper_models
+  from clip_jax.evaluation.paper import run as paper_run
+  from clip_jax.evaluation.paper import units as paper_units
 
   missing = [root for root in options.data if not pathlib.Path(root).is_dir()]
   if missing:

@@ -39,7 +39,8 @@ def predictions(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 def stress(options: argparse.Namespace, _: Sequence[str]) -> int:
   from clip_jax import studies
-  from clip_jax.evaluation import corruptions, pages
+  from clip_jax.evaluation import pages
+  from clip_jax.evaluation.stress import corruptions
 
   names = options.corruptions or corruptions.NAMES
   result, notes = studies.stress(
@@ -54,7 +55,7 @@ def stress(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 def overlap(options: argparse.Namespace, _: Sequence[str]) -> int:
   from clip_jax import studies
-  from clip_jax.evaluation import overlap_writers
+  from clip_jax.evaluation.overlap import writers as overlap_writers
 
   by, threshold = options.by, options.threshold
   threshold = studies.THRESHOLDS[by] if threshold is None else threshold

@@ -18,20 +18,15 @@ import rich.progress
 
 from clip_jax import inference, sharding
 from clip_jax.data import records
-from clip_jax.evaluation import (
-  chosen,
-  corruptions,
-  encoding,
-  overlap,
-  overlap_effect,
-  overlap_writers,
-  pages,
-  stress_cells,
-  stress_writers,
-  zero_shot,
-)
+from clip_jax.evaluation import chosen, encoding, pages, zero_shot
 from clip_jax.evaluation import predictions as predictions_lib
-from clip_jax.evaluation import stress as stress_lib
+from clip_jax.evaluation.overlap import effect as overlap_effect
+from clip_jax.evaluation.overlap import search as overlap
+from clip_jax.evaluation.overlap import writers as overlap_writers
+from clip_jax.evaluation.stress import cells as stress_cells
+from clip_jax.evaluation.stress import corruptions
+from clip_jax.evaluation.stress import curves as stress_lib
+from clip_jax.evaluation.stress import writers as stress_writers
 from clip_jax.interop import sources
 
 THRESHOLDS = {"hash": 8.0, "embedding": 0.05}  # by how near duplicates are searched

@@ -1,6 +1,7 @@
 """Measured cells for tests: a published one as if it had been measured, or any other."""
 
-from clip_jax.evaluation import paper_results, published
+from clip_jax.evaluation.paper import published
+from clip_jax.evaluation.paper import results as paper_results
 
 WEIGHTS, DATA, PROMPTS = "a" * 64, "b" * 64, "c" * 64
 

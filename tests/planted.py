@@ -16,7 +16,8 @@ from known_model import SIDE, picture, unit
 from PIL import Image
 
 from clip_jax.data import images as images_lib
-from clip_jax.evaluation import datasets, paper_cells, prompts
+from clip_jax.evaluation import datasets, prompts
+from clip_jax.evaluation.paper import cells as paper_cells
 
 WIDTH = 256
 HASH = "a" * 64
@@ -233,4 +234,3 @@ class World:
       self.model.features[number] = centre_CD[label]
     self.model.features[numbers[-1]] = 0.9 * centre_CD[0] - 0.3 * centre_CD[labels[-1]]
     return dataset
-

@@ -3,7 +3,7 @@ import json
 
 from paper_cells import measured
 
-from clip_jax.evaluation import clip_benchmark, published
+from clip_jax.evaluation.paper import clip_benchmark, published
 
 OPENAI = {r["model"]: r["openai_checkpoint_sha256"] for r in published.rows("architectures.csv")}
 

@@ -11,8 +11,9 @@ from sklearn.datasets import load_sample_images
 
 from clip_jax.data import images as images_lib
 from clip_jax.data.records import MemorySource, Record
-from clip_jax.evaluation import corruptions, encoding, noise_and_blur, weather_and_digital
-from clip_jax.evaluation.corruptions import NAMES, SEVERITIES, CorruptedSource, corrupt
+from clip_jax.evaluation import encoding
+from clip_jax.evaluation.stress import corruptions, noise_and_blur, weather_and_digital
+from clip_jax.evaluation.stress.corruptions import NAMES, SEVERITIES, CorruptedSource, corrupt
 
 PHOTOS = [images_lib.fit(Image.fromarray(photo), 224) for photo in load_sample_images().images]
 COLOURS = np.random.default_rng(0).integers(0, 256, (12, 14, 3)).astype(np.uint8)

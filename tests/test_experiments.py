@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from clip_jax import cli, sharding, train_step
 from clip_jax import config as c
-from clip_jax.evaluation import published
+from clip_jax.evaluation.paper import published
 from clip_jax.models import clip
 from tools import results_table
 

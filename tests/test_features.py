@@ -14,7 +14,8 @@ import two_processes
 from known_model import KnownModel, Source, captioned, labelled, picture, unit
 
 from clip_jax.data.records import Record
-from clip_jax.evaluation import encoding, feature_file, features
+from clip_jax.evaluation import encoding
+from clip_jax.evaluation.probe import feature_file, features
 
 BATCH, N = 3, 110  # chunks of 48, 48, 14
 ROWS = unit(np.random.default_rng(0).normal(size=(N, 5)))

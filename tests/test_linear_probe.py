@@ -11,7 +11,8 @@ from known_model import KnownModel, labelled, unit
 from sklearn import datasets, linear_model, metrics
 
 from clip_jax import sharding
-from clip_jax.evaluation import encoding, linear_probe, logistic
+from clip_jax.evaluation import encoding
+from clip_jax.evaluation.probe import linear_probe, logistic
 
 FIRST = [6, 4, 2, 0, -2, -4, -6]  # decades
 

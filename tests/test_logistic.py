@@ -11,7 +11,7 @@ from scipy import special
 from sklearn import datasets, linear_model
 
 from clip_jax import sharding
-from clip_jax.evaluation import lbfgs, logistic
+from clip_jax.evaluation.probe import lbfgs, logistic
 
 LAMBDAS = (1e6, 1e3, 1.0, 1e-3, 1e-6)
 TRAIN = 600

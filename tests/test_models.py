@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clip_jax import config as c
-from clip_jax.evaluation import published
+from clip_jax.evaluation.paper import published
 from clip_jax.models import clip, presets, transformer
 
 SMALL = c.Model(

@@ -6,8 +6,9 @@ import pytest
 import scipy.stats
 from known_model import KnownModel, labelled, unit
 
-from clip_jax.evaluation import encoding, overlap_effect, zero_shot
-from clip_jax.evaluation.overlap_effect import Selection, effect
+from clip_jax.evaluation import encoding, zero_shot
+from clip_jax.evaluation.overlap import effect as overlap_effect
+from clip_jax.evaluation.overlap.effect import Selection, effect
 
 
 def test_the_figures_by_hand():

@@ -11,7 +11,10 @@ from known_model import Source, picture
 from parsed_page import EVIL, Page
 
 from clip_jax.data.records import Record
-from clip_jax.evaluation import encoding, overlap, overlap_effect, overlap_writers
+from clip_jax.evaluation import encoding
+from clip_jax.evaluation.overlap import effect as overlap_effect
+from clip_jax.evaluation.overlap import search as overlap
+from clip_jax.evaluation.overlap import writers as overlap_writers
 
 EFFECT = overlap_effect.effect("pets test", 8, 10, 45, 90)
 

@@ -7,15 +7,10 @@ import planted
 import pytest
 
 from clip_jax.data.records import Record
-from clip_jax.evaluation import (
-  datasets,
-  encoding,
-  linear_probe,
-  logistic,
-  paper_cells,
-  paper_units,
-  probe_file,
-)
+from clip_jax.evaluation import datasets, encoding
+from clip_jax.evaluation.paper import cells as paper_cells
+from clip_jax.evaluation.paper import units as paper_units
+from clip_jax.evaluation.probe import linear_probe, logistic, probe_file
 
 
 def settings(root, **options):
@@ -47,9 +42,7 @@ def test_a_probe_by_each_metric(world, tmp_path, key):
 
 def test_the_projected_features_are_another_cell(world, tmp_path):
   dataset = world.probe("MNIST")
-  world.model.rows = {
-    n: np.pad(planted.unit(x), (0, 3)) for n, x in world.model.features.items()
-  }
+  world.model.rows = {n: np.pad(planted.unit(x), (0, 3)) for n, x in world.model.features.items()}
   task, found = measure(world, tmp_path, "10", "MNIST", True, features="projected")
   assert found.values[0].percent == 75.0
   paper = settings(tmp_path)

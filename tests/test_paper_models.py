@@ -11,7 +11,7 @@ from test_inference import workdir  # noqa: F401, a fixture
 
 import clip_jax
 from clip_jax import inference
-from clip_jax.evaluation import paper_models
+from clip_jax.evaluation.paper import models as paper_models
 from clip_jax.interop import sources
 
 
@@ -26,9 +26,7 @@ def test_eight_devices_give_what_one_gives(workdir, count):  # noqa: F811
     got, wanted = (getattr(model, name)(image_NRR3) for model in (weights.model, alone))
     np.testing.assert_allclose(got, wanted, atol=1e-5)
   texts = [f"a {word}" for word in "bcdefghijklmn"[:count]]
-  np.testing.assert_allclose(
-    weights.model.encode_text(texts), alone.encode_text(texts), atol=1e-5
-  )
+  np.testing.assert_allclose(weights.model.encode_text(texts), alone.encode_text(texts), atol=1e-5)
   assert weights.name == "tiny"
   assert weights.hash == paper_models.fingerprint(workdir, alone)
 

@@ -6,7 +6,7 @@ import os
 import pytest
 from paper_cells import measured
 
-from clip_jax.evaluation import paper_results
+from clip_jax.evaluation.paper import results as paper_results
 
 CELLS = tuple(
   measured(dataset=name, value=v, n=9)

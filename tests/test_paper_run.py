@@ -19,17 +19,13 @@ from test_inference import workdir  # noqa: F401, a fixture
 
 import clip_jax
 from clip_jax import cli
-from clip_jax.evaluation import (
-  datasets,
-  feature_file,
-  linear_probe,
-  paper_models,
-  paper_progress,
-  paper_results,
-  paper_run,
-  published,
-  scores,
-)
+from clip_jax.evaluation import datasets, scores
+from clip_jax.evaluation.paper import models as paper_models
+from clip_jax.evaluation.paper import progress as paper_progress
+from clip_jax.evaluation.paper import published
+from clip_jax.evaluation.paper import results as paper_results
+from clip_jax.evaluation.paper import run as paper_run
+from clip_jax.evaluation.probe import feature_file, linear_probe
 
 PAPER = [d.key for d in datasets.all_datasets() if d.group == "paper"]
 

@@ -4,7 +4,9 @@ import pytest
 import scipy.stats
 from paper_cells import as_if_measured, measured
 
-from clip_jax.evaluation import paper_tables, paper_verdicts, published
+from clip_jax.evaluation.paper import published
+from clip_jax.evaluation.paper import tables as paper_tables
+from clip_jax.evaluation.paper import verdicts as paper_verdicts
 
 
 def cell(table="11", model="RN50", dataset="Food101", metric="", value=None):

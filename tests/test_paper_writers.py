@@ -8,7 +8,11 @@ import pytest
 from paper_cells import as_if_measured, measured
 from parsed_page import EVIL, Page
 
-from clip_jax.evaluation import paper_page, paper_tables, paper_verdicts, paper_writers, published
+from clip_jax.evaluation.paper import page as paper_page
+from clip_jax.evaluation.paper import published
+from clip_jax.evaluation.paper import tables as paper_tables
+from clip_jax.evaluation.paper import verdicts as paper_verdicts
+from clip_jax.evaluation.paper import writers as paper_writers
 
 ALL = tuple(published.TABLES)
 MEASURED = as_if_measured(ALL)

@@ -132,8 +132,7 @@ def test_every_dataset_of_the_paper_has_its_published_counts():
       "class_strings": len(strings),
       "prompts": len(strings) * len(found.templates),
     } == {
-      key: int(row[f"openai_{key}"])
-      for key in ("classes", "templates", "class_strings", "prompts")
+      key: int(row[f"openai_{key}"]) for key in ("classes", "templates", "class_strings", "prompts")
     }, name
     assert len(strings) - len(set(strings)) == int(row["duplicate_class_names"]), name
     odd = [text for text in strings if "  " in text or not text.isascii()]

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from clip_jax.evaluation import paper_verdicts, published, published_notes
+from clip_jax.evaluation.paper import published, published_notes
+from clip_jax.evaluation.paper import verdicts as paper_verdicts
 
 ROOT = pathlib.Path(__file__).parents[1]
 COUNTS = {

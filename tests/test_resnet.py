@@ -16,7 +16,8 @@ import torch
 import clip_jax
 from clip_jax import checkpoint, optimizer, sharding, train, train_step
 from clip_jax import config as c
-from clip_jax.evaluation import published, tasks
+from clip_jax.evaluation import tasks
+from clip_jax.evaluation.paper import published
 from clip_jax.models import clip, presets, resnet
 
 F = torch.nn.functional

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from parsed_page import EVIL, Page
 
-from clip_jax.evaluation import corruptions, stress, stress_cells, stress_writers
-from clip_jax.evaluation.stress_cells import Cell, CellsError, Measure
+from clip_jax.evaluation.stress import cells as stress_cells
+from clip_jax.evaluation.stress import corruptions
+from clip_jax.evaluation.stress import curves as stress
+from clip_jax.evaluation.stress import writers as stress_writers
+from clip_jax.evaluation.stress.cells import Cell, CellsError, Measure
 
 MEASURE = Measure("a" * 64, "b" * 64, "c" * 64)
 CELLS = [Cell("clean", 0, 0.8, 50, 1.5), Cell("fog", 1, 0.7, 50, 2.0), Cell("fog", 3, 0.5, 50, 2.0)]

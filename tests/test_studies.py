@@ -16,7 +16,8 @@ from clip_jax import checkpoint, cli, sharding, studies, train_step
 from clip_jax import config as c
 from clip_jax.data import images, records, scenes
 from clip_jax.data import tokenizer as tokenizer_lib
-from clip_jax.evaluation import chosen, corruptions, prompts, zero_shot
+from clip_jax.evaluation import chosen, prompts, zero_shot
+from clip_jax.evaluation.stress import corruptions
 from clip_jax.models.clip import CLIP
 
 # As that of test_inference, with room for whole sentences.

@@ -13,15 +13,8 @@ import numpy as np
 from clip_jax import checkpoint, inference
 from clip_jax import config as config_lib
 from clip_jax.data import folder_source, labels, records, scenes, tar_source
-from clip_jax.evaluation import (
-  classifier,
-  datasets,
-  encoding,
-  opening,
-  overlap_effect,
-  prompts,
-  zero_shot,
-)
+from clip_jax.evaluation import classifier, datasets, encoding, opening, prompts, zero_shot
+from clip_jax.evaluation.overlap import effect as overlap_effect
 
 EMBEDDED = ("digits", "scenes")  # data that the package holds or draws
 TEMPLATES = ("a photo of a {}.",)  # where nothing else is said. Source: section 3.1.4

@@ -110,9 +110,7 @@ SETS: Mapping[str, PromptSet] = types.MappingProxyType(
     "fashion_mnist_captions": PromptSet(
       _FASHION_MNIST,
       _FASHION_MNIST_TEMPLATES,
-      synonyms=tuple(
-        (f"{'an' if name[0] in 'aeiou' else 'a'} {name}",) for name in _FASHION_MNIST
-      ),
+      synonyms=tuple((f"{'an' if name[0] in 'aeiou' else 'a'} {name}",) for name in _FASHION_MNIST),
     ),
     "stamps": PromptSet(
       (),

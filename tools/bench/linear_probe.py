@@ -38,7 +38,7 @@ from scipy import special
 from sklearn import datasets, exceptions, linear_model
 
 from clip_jax import sharding
-from clip_jax.evaluation import lbfgs, linear_probe, logistic
+from clip_jax.evaluation.probe import lbfgs, linear_probe, logistic
 
 _OPTAX_ITERATIONS = 600
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.evaluation import curves as curves_lib
-from clip_jax.evaluation import published
+from clip_jax.evaluation.paper import published
 from tools.predictive import findings, scoring
 
 _NAMES = {

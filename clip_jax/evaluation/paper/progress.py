@@ -24,9 +24,7 @@ class Bar:
   def done(self, name: str, what: str) -> None:
     self._progress.advance(self._all)
     if what and not self._progress.console.is_terminal:
-      self._progress.console.print(
-        f"{name}: {what}", highlight=False, markup=False, soft_wrap=True
-      )
+      self._progress.console.print(f"{name}: {what}", highlight=False, markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

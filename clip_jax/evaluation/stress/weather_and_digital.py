@@ -10,7 +10,7 @@ import numpy as np
 import scipy.ndimage
 from PIL import Image
 
-from clip_jax.evaluation.noise_and_blur import (
+from clip_jax.evaluation.stress.noise_and_blur import (
   at,
   convolve,
   enlarged,

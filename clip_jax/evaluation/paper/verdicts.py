@@ -5,7 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-from clip_jax.evaluation import paper_results, published, published_notes
+from clip_jax.evaluation.paper import published, published_notes
+from clip_jax.evaluation.paper import results as paper_results
 
 Kind = Literal["reproduced", "off", "known to differ", "not available", "not published"]
 KINDS: tuple[Kind, ...] = ("reproduced", "off", "known to differ", "not available", "not published")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clip_jax.evaluation.shifts import ShiftError
+from clip_jax.evaluation.shifts.robustness import ShiftError
 
 
 def restrict(logits_NC: np.ndarray, members: Sequence[Sequence[int]]) -> np.ndarray:

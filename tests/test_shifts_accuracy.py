@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from clip_jax.evaluation import shift_accuracy
-from clip_jax.evaluation.shifts import ShiftError
+from clip_jax.evaluation.shifts import accuracy as shift_accuracy
+from clip_jax.evaluation.shifts.robustness import ShiftError
 
 LOGITS = np.array(
   [

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from clip_jax import hosts
-from clip_jax.evaluation import logistic
+from clip_jax.evaluation.probe import logistic
 
 _FORMAT = "probe/1"  # part of every key: raise it when the same key would mean another classifier
 _DIGEST = 32  # bytes of a sha256

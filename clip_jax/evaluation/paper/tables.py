@@ -4,7 +4,9 @@ import collections
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
-from clip_jax.evaluation import paper_results, paper_verdicts, published, published_notes
+from clip_jax.evaluation.paper import published, published_notes
+from clip_jax.evaluation.paper import results as paper_results
+from clip_jax.evaluation.paper import verdicts as paper_verdicts
 
 _NOT_PRINTED = "the paper prints no figure here"
 _OF_MODELS = ("10", "11", "13")  # tables that any model can have a row in

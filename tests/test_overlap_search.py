@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw
 
 from clip_jax.data import images as images_lib
 from clip_jax.data.records import MemorySource, Record
-from clip_jax.evaluation import encoding, overlap
+from clip_jax.evaluation import encoding
+from clip_jax.evaluation.overlap import search as overlap
 
 SIDE = 16
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 
 from clip_jax import json_lines
-from clip_jax.evaluation import stress
+from clip_jax.evaluation.stress import curves as stress
 
 
 class CellsError(ValueError):

@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from clip_jax.evaluation import paper_results, published, published_notes
+from clip_jax.evaluation.paper import published, published_notes
+from clip_jax.evaluation.paper import results as paper_results
 
 _TASKS = {
   "10": "linear_probe",

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from known_model import SIDE, KnownModel, labelled, unit
 
-from clip_jax.evaluation import corruptions, stress, zero_shot
+from clip_jax.evaluation import zero_shot
+from clip_jax.evaluation.stress import corruptions
+from clip_jax.evaluation.stress import curves as stress
 
 NAMES = ("fog", "contrast")
 

@@ -1,24 +1,18 @@
 """The compared tables as one page of HTML, with all that made a figure behind each cell."""
 
-import pathlib
 from collections.abc import Sequence
 
-import jinja2
-
-from clip_jax.evaluation import paper_tables, paper_verdicts, published_notes
+from clip_jax.evaluation import pages
+from clip_jax.evaluation.paper import published_notes
+from clip_jax.evaluation.paper import tables as paper_tables
+from clip_jax.evaluation.paper import verdicts as paper_verdicts
 
 
 def page(grids: Sequence[paper_tables.Grid], notes: Sequence[str] = ()) -> str:
   """One page of HTML that holds its style, without scripts; nothing is fetched."""
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-    autoescape=True,  # models and datasets are named by strangers
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
   runs = [c.measured for grid in grids for c in grid.cells.values() if c.measured]
-  return environment.get_template("paper.html.j2").render(
+  return pages.render(
+    "paper.html.j2",
     grids=grids,
     notes=notes,
     kinds=paper_verdicts.KINDS,

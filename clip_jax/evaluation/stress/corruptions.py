@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from clip_jax.data import records
-from clip_jax.evaluation import noise_and_blur as camera
-from clip_jax.evaluation import weather_and_digital as world
-from clip_jax.evaluation.noise_and_blur import SEVERITIES, CorruptionError
+from clip_jax.evaluation.stress import noise_and_blur as camera
+from clip_jax.evaluation.stress import weather_and_digital as world
+from clip_jax.evaluation.stress.noise_and_blur import SEVERITIES, CorruptionError
 
 __all__ = [
   *("GROUPS", "NAMES", "PUBLISHED", "SEVERITIES", "CorruptedSource", "CorruptionError"),

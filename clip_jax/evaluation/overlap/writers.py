@@ -16,7 +16,9 @@ import numpy as np
 
 from clip_jax import metrics
 from clip_jax.data import images, records
-from clip_jax.evaluation import encoding, overlap, overlap_effect, pages
+from clip_jax.evaluation import encoding, pages
+from clip_jax.evaluation.overlap import effect as overlap_effect
+from clip_jax.evaluation.overlap import search as overlap
 
 _GROUP = 24  # pairs shown of each group
 _FIELDS = ("index", "key", "train_index", "train_key", "distance", "counted")

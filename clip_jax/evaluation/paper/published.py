@@ -10,7 +10,7 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-FOLDER = pathlib.Path(__file__).resolve().parents[1] / "assets" / "paper"
+FOLDER = pathlib.Path(__file__).resolve().parents[2] / "assets" / "paper"
 
 # How close a measured value must be to a published one (`paper_tables.tolerance`).
 Rule = Literal["share", "difference", "ratio", "exact"]

@@ -3,8 +3,8 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from clip_jax.evaluation import shifts
-from clip_jax.evaluation.shifts import Row
+from clip_jax.evaluation.shifts import robustness as shifts
+from clip_jax.evaluation.shifts.robustness import Row
 
 STANDARD = [
   Row(f"m{i}", "standard", {"ImageNet": x, "ImageNetV2": y})

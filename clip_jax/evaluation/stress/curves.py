@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from clip_jax.data import records
-from clip_jax.evaluation import corruptions, curves
+from clip_jax.evaluation import curves
+from clip_jax.evaluation.stress import corruptions
 
 CLEAN = ("clean", 0)  # the cell of the images as they are
 

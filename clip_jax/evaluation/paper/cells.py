@@ -11,19 +11,10 @@ from typing import Any
 import numpy as np
 
 from clip_jax.data import labels as labels_lib
-from clip_jax.evaluation import (
-  classifier,
-  datasets,
-  encoding,
-  features,
-  linear_probe,
-  logistic,
-  probe_file,
-  retrieval,
-  scores,
-  shift_accuracy,
-)
-from clip_jax.evaluation.paper_units import CAPTIONS, Fold, Settings, Task
+from clip_jax.evaluation import classifier, datasets, encoding, retrieval, scores
+from clip_jax.evaluation.paper.units import CAPTIONS, Fold, Settings, Task
+from clip_jax.evaluation.probe import features, linear_probe, logistic, probe_file
+from clip_jax.evaluation.shifts import accuracy as shift_accuracy
 
 _ROWS = 4096  # images whose scores are computed at a time
 _KINDS = {"penultimate": "penultimate", "projected": "embedding"}

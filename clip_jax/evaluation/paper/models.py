@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from clip_jax import inference, sharding
 from clip_jax.evaluation import chosen
-from clip_jax.evaluation.paper_cells import Weights
+from clip_jax.evaluation.paper.cells import Weights
 from clip_jax.interop import sources
 
 

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from scipy import special
 
 from clip_jax import sharding
-from clip_jax.evaluation import lbfgs
+from clip_jax.evaluation.probe import lbfgs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import decimal
 import functools
 from collections.abc import Mapping
 
-from clip_jax.evaluation import published
+from clip_jax.evaluation.paper import published
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax import json_lines
-from clip_jax.evaluation import published
+from clip_jax.evaluation.paper import published
 
 
 class ResultsError(ValueError):

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from clip_jax import metrics
-from clip_jax.evaluation import corruptions, pages, stress
+from clip_jax.evaluation import pages
 from clip_jax.evaluation.markdown import escaped, heading, row
+from clip_jax.evaluation.stress import corruptions
+from clip_jax.evaluation.stress import curves as stress
 
 Pictures = Mapping[str, np.ndarray]  # "clean" or a corruption -> uint8 [R, R, 3]
 _FIELDS = ("corruption", "group", "severity", "accuracy", "images")

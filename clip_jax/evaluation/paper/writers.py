@@ -8,9 +8,11 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from clip_jax import metrics
-from clip_jax.evaluation import clip_benchmark, paper_page, paper_results, paper_tables
-from clip_jax.evaluation import paper_verdicts as verdicts
 from clip_jax.evaluation.markdown import escaped, heading, row
+from clip_jax.evaluation.paper import clip_benchmark, verdicts
+from clip_jax.evaluation.paper import page as paper_page
+from clip_jax.evaluation.paper import results as paper_results
+from clip_jax.evaluation.paper import tables as paper_tables
 
 _LATEX_MARKS: Mapping[verdicts.Kind, str] = {
   "reproduced": r"$\surd$",

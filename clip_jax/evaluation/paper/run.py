@@ -13,22 +13,17 @@ import rich.console
 
 from clip_jax import hosts
 from clip_jax.data import bytepairs
-from clip_jax.evaluation import (
-  datasets,
-  encoding,
-  linear_probe,
-  logistic,
-  paper_cells,
-  paper_models,
-  paper_progress,
-  paper_results,
-  paper_tables,
-  paper_units,
-  paper_verdicts,
-  paper_writers,
-  prompts,
-  shifts,
-)
+from clip_jax.evaluation import datasets, encoding, prompts
+from clip_jax.evaluation.paper import cells as paper_cells
+from clip_jax.evaluation.paper import models as paper_models
+from clip_jax.evaluation.paper import progress as paper_progress
+from clip_jax.evaluation.paper import results as paper_results
+from clip_jax.evaluation.paper import tables as paper_tables
+from clip_jax.evaluation.paper import units as paper_units
+from clip_jax.evaluation.paper import verdicts as paper_verdicts
+from clip_jax.evaluation.paper import writers as paper_writers
+from clip_jax.evaluation.probe import linear_probe, logistic
+from clip_jax.evaluation.shifts import robustness as shifts
 
 RESULTS = "results.jsonl"
 KINDS = paper_verdicts.KINDS
@@ -237,7 +232,7 @@ class _Run:
 def code_version() -> str:
   """The installed version; in a checkout with its commit, and whether files were changed."""
   version = importlib.metadata.version("clip-jax-tpu")
-  root = pathlib.Path(__file__).resolve().parents[2]
+  root = pathlib.Path(__file__).resolve().parents[3]
   if not (root / ".git").exists():
     return version
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from clip_jax import hosts
 from clip_jax.data import images, records
-from clip_jax.evaluation import encoding, feature_file
+from clip_jax.evaluation import encoding
+from clip_jax.evaluation.probe import feature_file
 
 # "embedding": of unit norm, projected. "penultimate": before the projection, a linear probe's.
 KINDS = ("embedding", "penultimate")

@@ -11,7 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clip_jax.data import records
-from clip_jax.evaluation import encoding, logistic
+from clip_jax.evaluation import encoding
+from clip_jax.evaluation.probe import logistic
 
 # "penultimate", the paper's: before the projection, as they are. "projected": unit-norm embeddings,
 # which other tools probe.

@@ -1,0 +1,1 @@
+"""Near duplicates of evaluated images in training data, and what they are worth."""

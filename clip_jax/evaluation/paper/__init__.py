@@ -1,0 +1,1 @@
+"""The paper's published figures, and the command that measures its tables anew."""

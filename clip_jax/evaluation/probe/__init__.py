@@ -1,0 +1,1 @@
+"""Features of a frozen encoder and the paper's logistic regression on them."""

@@ -1,0 +1,1 @@
+"""Corrupted images, and accuracy by their severity."""
