@@ -1,5 +1,6 @@
 """Several processes as one run: real ones, over the loopback."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 import clip_jax
-from clip_jax import checkpoint, cli, hosts, metrics
+from clip_jax import checkpoint, chips, cli, hosts, metrics
 
 EXPERIMENT = """
 from clip_jax import config as c
@@ -401,3 +402,16 @@ def test_alone_nothing_is_asked():
   assert hosts.sum_over_hosts(rows) is rows
   with hosts.watched():
     assert jax.process_count() == 1
+
+
+def test_chips_without_their_driver_are_not_passed_over(monkeypatch):
+  """JAX would train on the CPU, each host for itself."""
+  found = "num_available_tpu_chips_and_device_id"
+  monkeypatch.setattr(chips.hardware_utils, found, lambda: (4, 1))
+  monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+  monkeypatch.setenv("JAX_PLATFORMS", "")
+  monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+  with pytest.raises(hosts.HostsError, match=r"4 TPU chips are here, and libtpu, .* install-tpu"):
+    hosts.start(processes=1)
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  hosts.start(processes=1)

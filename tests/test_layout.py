@@ -26,7 +26,6 @@ LAYERS = (
     "evaluation.shifts.robustness",
     "evaluation.stress.noise_and_blur",
     "hlo",
-    "hosts",
     "interop.layouts",
     "interop.onnx_edits",
     "interop.unpickle",
@@ -34,7 +33,6 @@ LAYERS = (
     "rounding",
   ),
   (
-    "checkpoint",
     "cli_options",
     "collectives",
     "data.records",
@@ -43,6 +41,7 @@ LAYERS = (
     "evaluation.paper.results",
     "evaluation.shifts.accuracy",
     "evaluation.stress.weather_and_digital",
+    "hosts",
     "interop.archive",
     "interop.naming",
     "metrics",
@@ -53,6 +52,7 @@ LAYERS = (
     "sharding",
   ),
   (
+    "checkpoint",
     "data.folder_source",
     "data.scenes",
     "data.tar_source",
