@@ -185,7 +185,7 @@ def _add_several(verb: argparse.ArgumentParser) -> None:
   """How the processes of a run find each other."""
   several = verb.add_argument_group(
     "several processes",
-    "one a host, each with this command; to be told where no Cloud TPU, Slurm or Open MPI does",
+    "one a host, each with this command; to be told where no TPU, GKE, Slurm or Open MPI does it",
   )
   several.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, the same for all")
   several.add_argument("--processes", type=int, metavar="N", help="how many there are")

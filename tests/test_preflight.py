@@ -225,6 +225,9 @@ def test_the_command_on_the_cpu(capsys):
   assert cli.main([*arguments, "--json"]) == 0
   found = json.loads(capsys.readouterr().out)
   assert (found["fits"], found["devices"], found["batch_pairs"]) == (True, 8, 128)
+  assert (found["experiment"], found["topology"], found["slices"]) == ("demo", "cpu", 1)
+  assert found["options"] == []
+  assert found["versions"]["jax"] == jax.__version__
   assert found["collectives"][0]["kind"] == "all-gather"
   assert found["step_seconds"] is found["capacity_bytes"] is None  # a CPU is not in the table
   assert cli.main([*arguments, "--config.data.batch_pairs=100"]) == 2
@@ -242,6 +245,7 @@ def test_the_command_tells_what_does_not_fit_and_why(capsys, monkeypatch):
   words = ["preflight", "--config", "experiments/fashion_mnist_resnet.py", "--topology", "cpu"]
   assert cli.main([*words, "--json"]) == 1
   found = json.loads(capsys.readouterr().out)
+  assert (found["used_bytes"], found["capacity_bytes"]) == (30 * GIB, 16 * GIB)
   tried = {entry["options"]: entry for entry in found["tried"]}
   assert tried["--config.model.remat=full"]["used_bytes"] == 30 * GIB
   assert tried["microbatches"]["why"] == "batch normalisation is over the whole batch"

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 if __package__ in (None, ""):
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from clip_jax import metrics
-from tools import preflight_attempts
+from tools import preflight_attempts, preflight_goals
 from tools.preflight_attempts import (
   BATCH,
   CLAIMS,
@@ -40,7 +40,6 @@ from tools.preflight_attempts import (
 )
 
 PAGE = ROOT / "docs" / "preflight.md"
-LOSSES = ROOT / "docs" / "preflight_losses.json"  # of tools/bench/loss.py
 
 
 def bound(attempt: Attempt) -> str:
@@ -94,19 +93,20 @@ def whole_slices(everything: dict[str, Attempts]) -> Iterator[str]:
   """The nine as they stand, on 256 chips."""
   yield (
     "| model, remat | slice | compiled in, s | FLOPs, compiled / analytic | peak, GiB | step, s, "
-    "least | estimate (by) | MFU, estimate |"
+    "least | estimate (by) | MFU, estimate | evaluation, GiB |"
   )
-  yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+  yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
   for experiment, name in MODELS.items():
     for found in on_256_chips(everything[experiment]):
       start = f"| {name}, {remat_of(found)} | {found['topology']} |"
       if found["fits"]:
         yield (
           f"{start} {found['compile_seconds']:.0f} | {figure(found['flops_ratio'])} | "
-          f"{gib(found):.1f} | {seconds(found)} | {figure(found['mfu'], '.0%')} |"
+          f"{gib(found):.1f} | {seconds(found)} | {figure(found['mfu'], '.0%')} | "
+          f"{figure(found['evaluation_bytes'] and found['evaluation_bytes'] / 2**30)} |"
         )
       else:
-        yield f"{start} | | {gib(found):.1f}: does not fit | | | |"
+        yield f"{start} | | {gib(found):.1f}: does not fit | | | | |"
 
 
 def claims(everything: dict[str, Attempts]) -> Iterator[str]:
@@ -136,7 +136,7 @@ def shown(experiment: str) -> list[tuple[str, str]]:
 
 def losses() -> Iterator[str]:
   """The loss alone, as tools/bench/loss.py kept it."""
-  kept = json.loads(LOSSES.read_text())
+  kept = json.loads(preflight_attempts.LOSSES.read_text())
   yield f"On {kept['topology']}, embeddings of {kept['width']} numbers: `tools/bench/loss.py`."
   yield ""
   yield "| pairs | loss | exchange | temporaries, GiB a chip | sent, GiB a chip | FLOPs a chip |"
@@ -166,6 +166,10 @@ def page() -> str:
     "memory and its bytes over links, each at the chip's peak. Nothing in this page was run. Hours",
     "are those of 390,625 estimated steps of 32,768 pairs, 32 epochs of 400 million. Where memory",
     "is nearly full, the compiler recomputes more of its own accord, beyond what `remat` says.",
+    "",
+    "## What was to be reached",
+    "",
+    *preflight_goals.rows(everything),
     "",
     "## The batch in one pass",
     "",
