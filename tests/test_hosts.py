@@ -300,6 +300,42 @@ def test_the_environment_of_a_job_set(monkeypatch):
     hosts.start()
 
 
+JOIN_BY_THE_ENVIRONMENT = """
+from clip_jax import hosts
+hosts.start()
+print(hosts.gather("who", "here"), flush=True)
+"""
+
+
+@pytest.mark.parametrize("manager", ["Slurm", "JobSet"])
+def test_what_a_manager_says_is_enough(manager):
+  port = _free_port()
+  processes = []
+  for process in range(2):
+    known = {
+      "Slurm": {
+        "SLURM_JOB_ID": str(port),  # of which JAX makes the port
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(process),
+        "SLURM_LOCALID": str(process),
+      },
+      "JobSet": {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": str(process),
+      },
+    }[manager]
+    command = [sys.executable, "-c", JOIN_BY_THE_ENVIRONMENT]
+    environment = {**os.environ, **known, "JAX_PLATFORMS": "cpu"}
+    processes.append(
+      subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    )
+  said = [process.communicate(timeout=100)[0] for process in processes]
+  assert said == ["['here', 'here']\n"] * 2
+
+
 JOIN = """
 import os, sys, time
 from clip_jax import hosts
