@@ -543,7 +543,7 @@ TWO = """
   host, port, folder = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3])
   import planted
   from clip_jax import cli
-  from clip_jax.evaluation import paper_models
+  from clip_jax.evaluation.paper import models as paper_models
   world = planted.World(folder / "data", pickle.loads((folder / "model").read_bytes()))
   paper_models.load = world.loaded
   code = cli.main([
