@@ -176,7 +176,9 @@ def _add_paper(
     metavar="TEXT",
     help='before every caption of retrieval; default "a photo of ", as in the paper',
   )
-  paper.add_argument("--cache", metavar="DIR", help="of features; default: cache in DIR of output")
+  paper.add_argument(
+    "--cache", metavar="DIR", help="of features, hashes; default: cache in DIR of output"
+  )
   paper.add_argument("--batch", type=int, default=256, metavar="N", help="images at a time (256)")
   _add_several(paper)
 

@@ -16,6 +16,7 @@ LAYERS = (
     "config",
     "data.bytepairs",
     "data.cleaning",
+    "data.contents",
     "data.images",
     "data.labels",
     "data.tar",
