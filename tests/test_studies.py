@@ -94,7 +94,7 @@ def test_predictions_of_digits(capsys, workdir, tmp_path):
   assert page.tags.count("img") == 9
   assert "digits test" in page.text
   assert "9 of 40 images drawn at random with seed 0" in page.text
-  assert "40 of the 355 images were evaluated, drawn at random with seed 0." in page.text
+  assert "40 of the 355 images of digits test were taken, drawn with seed 0." in page.text
   assert chosen.weights_hash(model) in page.text
   code, out, _ = run(capsys, *words, "--seed", 1, "--halves")
   assert code == 0
@@ -213,7 +213,10 @@ def test_a_corrupt_image_is_named_and_left_out_only_where_that_was_asked(capsys,
   found = json.loads(out)
   assert found["n"] == 3
   assert "eval/dog/3.png" in found["notes"][0]
-  assert "1 of 4 images cannot be decoded" in Page((tmp_path / "page.html").read_text()).text
+  assert (
+    "1 of 4 images of eval test cannot be decoded"
+    in Page((tmp_path / "page.html").read_text()).text
+  )
 
 
 @pytest.mark.parametrize(
@@ -278,4 +281,4 @@ def test_from_python_without_a_command_line(workdir, tmp_path):
   result, notes = studies.stress(setup, tmp_path / "o", ("fog",), (2,))
   assert result.severities == (2,)
   assert set(result.accuracy) <= set(corruptions.NAMES)
-  assert notes == ("8 of the 355 images were evaluated, drawn at random with seed 0.",)
+  assert notes == ("8 of the 355 images of digits test were taken, drawn with seed 0.",)
