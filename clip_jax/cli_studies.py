@@ -89,6 +89,7 @@ def _probe_here(options: argparse.Namespace) -> int:
 
   from clip_jax import probing
   from clip_jax.evaluation import pages
+  from clip_jax.evaluation.probe import study
 
   shots = None if options.shots is None else _whole_numbers("--shots", options.shots)
   asked = probing.Asked(
@@ -105,7 +106,7 @@ def _probe_here(options: argparse.Namespace) -> int:
     return 0
   full, zero_shot = found.full, found.zero_shot
   rows = {"zero-shot": pages.percent(zero_shot.score)} if zero_shot else {}
-  rows |= {f"{few.shots} shots, mean": pages.percent(few.mean) for few in found.few}
+  rows |= {f"{study.counted(few.shots)}, mean": pages.percent(few.mean) for few in found.few}
   rows[f"linear probe, {full.examples:,} examples"] = pages.percent(full.score)
   if found.equal:
     rows["zero-shot is worth"] = f"{found.equal} a class"

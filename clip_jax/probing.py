@@ -302,7 +302,7 @@ class _Run:
   def _figure(self, key: cells.Key, measure: Callable[[], cells.Cell]) -> None:
     """One figure, unless it is there."""
     way, shots, seed = key
-    name = way if seed is None else f"{study.count(shots)}, seed {seed}"
+    name = way if shots is None or seed is None else f"{study.counted(shots)}, seed {seed}"
     if key in self.done:
       self.bar.done(name, "")
       return

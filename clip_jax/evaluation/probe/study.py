@@ -93,6 +93,11 @@ class Study:
     }
 
 
+def counted(shots: int) -> str:
+  """In words."""
+  return f"{shots} shot{'s' if shots > 1 else ''}"
+
+
 def of_cells(
   cells: Cells, name: str, metric: str, classes: int, shots: Sequence[int], seeds: Sequence[int]
 ) -> Study:

@@ -57,7 +57,7 @@ def equal_words(study: Study) -> str:
   if equal is None:
     return ""
   if equal.bound == "less than":
-    return f"A probe of {equal.shots:g} a class is better than zero-shot already."
+    return f"A probe of {study.few[0].shots} a class is better than zero-shot already."
   if equal.bound:
     return "Zero-shot is better than the probe of all examples."
   return f"Zero-shot is as good as a probe of {equal} labelled examples a class."
