@@ -217,8 +217,8 @@ class _Run:
       c, none = int(np.argmin(examples)), int((examples == 0).sum())
       raise StudyError(
         f"{own.train.name}: class {self.classes[c]!r} has no images (as {none} of "
-        f"{len(examples)}): a probe cannot learn it; add some, raise --limit, or leave the class "
-        "out everywhere"
+        f"{len(examples)}): a probe cannot learn it; add some, raise --limit, or name the classes "
+        "without it by --classes FILE"
       )
     if own.validation is not None:
       validation = self._split(own.validation)

@@ -172,7 +172,7 @@ def few_shot(
   """
   if train.labels.ndim != 1:
     raise ProbeError("few-shot wants one label an image: of several no number a class can be drawn")
-  _check(classes, train, validation, test)
+  _check(classes, validation, test)
   drawn = train.take(draw(train.labels, shots, classes, seed))
   fit, lambda_, tried = _search(drawn, validation, classes, metric, stop, mesh)
   score = metric(fit.scores(test.features_ND), test.labels)
