@@ -143,6 +143,14 @@ def test_another_metric_is_said(tmp_path):
   assert note == "The paper's metric here is mean per class; this is top-1 accuracy."
 
 
+def test_images_of_several_classes_have_no_top1(tmp_path):
+  dataset_trees.wds(tmp_path, datasets.named("VOC2007"), "test")
+  what = choose(data=tmp_path, dataset="VOC2007")
+  assert (what.metric, what.several) == ("11-point mAP", True)
+  with pytest.raises(ChoiceError, match=r"VOC2007 test: its images show several .* 11-point mAP"):
+    what.by_top1()
+
+
 @pytest.mark.parametrize(
   ("asked", "words"),
   [
