@@ -291,6 +291,7 @@ _VERBS = {
   "predictions": cli_studies.predictions,
   "stress": cli_studies.stress,
   "overlap": cli_studies.overlap,
+  "probe": cli_studies.probe,
 }
 
 if __name__ == "__main__":

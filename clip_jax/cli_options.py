@@ -19,6 +19,7 @@ examples:
   clip-jax import ViT-B-32.pt weights/vit_b_32
   clip-jax export runs/demo demo_open_clip --format open_clip
   clip-jax predictions --weights runs/demo --data digits --output page.html
+  clip-jax probe --weights runs/demo --data digits --output probe
 """
 
 
@@ -79,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
   embed.add_argument(
     "--output", metavar="FILE.npy", help="float32 [N, E], images first, then texts"
   )
-  cli_options_studies.add_to(add, common, weights)
+  cli_options_studies.add_to(add, common, weights, _add_several)
   return top
 
 

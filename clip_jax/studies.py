@@ -77,7 +77,7 @@ def opened(setup: Setup) -> Opened:
   if setup.batch < 1:
     raise StudyError(f"--batch {setup.batch}: want at least 1")
   model = sources.load(setup.weights)
-  what = chosen.choose(setup.asked, model.resolution).sample(setup.limit, setup.seed)
+  what = chosen.choose(setup.asked, model.resolution).by_top1().sample(setup.limit, setup.seed)
   if setup.skip_unreadable:
     what = what.readable(model)
   digest = chosen.weights_hash(model)
@@ -97,7 +97,7 @@ def _agree(what: str, *hashes: str) -> None:
     )
 
 
-def _folder(output: Path) -> pathlib.Path:
+def folder_at(output: Path) -> pathlib.Path:
   """Raises: StudyError where something else is in the folder's place."""
   folder = pathlib.Path(output)
   if folder.exists() and not folder.is_dir():
@@ -153,7 +153,7 @@ def stress(
   for name in names:
     for severity in severities:
       corruptions.check(name, severity)
-  folder = _folder(output)
+  folder = folder_at(output)
   on = opened(setup)
   what, n = on.what, len(on.what.source)
   lines = folder / "results.jsonl"
@@ -223,7 +223,7 @@ def overlap_with(
   """
   threshold = THRESHOLDS[by] if threshold is None else threshold
   limit = overlap_writers.widened(by, threshold)
-  folder = _folder(output)
+  folder = folder_at(output)
   on = opened(setup)
   what = on.what
   seen = chosen.images_at(training, training_split, on.model.resolution)

@@ -2,16 +2,14 @@
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import pathlib
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 
 import jax
 import rich.console
 
-from clip_jax import hosts
+from clip_jax import code_version, hosts
 from clip_jax.data import bytepairs
 from clip_jax.evaluation import datasets, encoding, prompts
 from clip_jax.evaluation.paper import cells as paper_cells
@@ -79,7 +77,7 @@ def run(
   chosen = [unit for unit in units if not wanted or unit.dataset.key in wanted]
   if not chosen:
     raise RunError(f"none of {', '.join(sorted(wanted))} is in table {', '.join(tables)}")
-  state = _Run(settings, output, code_version())
+  state = _Run(settings, output, code_version.current())
   for unit in units:
     if unit not in chosen:
       state.miss(unit, "not asked for: --datasets names others")
@@ -227,23 +225,3 @@ class _Run:
       shown = [m for m in self._measured if m.table in {grid.table.key for grid in grids}]
       paper_writers.write(self.output, grids, shown, tuple(self._notes))
     return tuple(grids)
-
-
-def code_version() -> str:
-  """The installed version; in a checkout with its commit, and whether files were changed."""
-  version = importlib.metadata.version("clip-jax-tpu")
-  root = pathlib.Path(__file__).resolve().parents[3]
-  if not (root / ".git").exists():
-    return version
-
-  def git(*words: str) -> str:
-    found = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
-    found.check_returncode()
-    return found.stdout.strip()
-
-  try:
-    commit = git("rev-parse", "--short=12", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=no")
-  except (OSError, subprocess.CalledProcessError):
-    return version
-  return f"{version}+g{commit}{'.changed' if changed else ''}"

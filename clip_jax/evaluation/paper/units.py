@@ -35,7 +35,7 @@ class Settings:
   batch: int
   limit: int = 0  # first records of every split; 0: all
   skip_unreadable: bool = False  # leave images out that cannot be decoded
-  features: str = "penultimate"  # one of `linear_probe.FEATURES`
+  features: str = "penultimate"  # one of `features.PROBED`
   caption_prefix: str = CAPTION_PREFIX
   # by data set's key, in place of the published ones
   prompt_sets: Mapping[str, prompts.PromptSet] = dataclasses.field(default_factory=dict)
