@@ -20,7 +20,7 @@ CAPTION_PREFIX = "a photo of "
 
 _NO_MEMBERS = (
   "which of ImageNet's classes its own consist of is not known here; with that, "
-  "evaluation.shift_accuracy makes the figure of the scores"
+  "evaluation.shifts.accuracy makes the figure of the scores"
 )
 
 
