@@ -439,8 +439,10 @@ def test_nothing_there_is_told_and_no_error(command):
 @pytest.mark.parametrize(
   ("words", "message"),
   [
-    (["--tables", "10,12"], "table '12': choose of 10, 11, 13, 16"),
-    (["--tables", ","], "table '': choose of 10"),
+    (["--tables", "10,17"], "table '17': choose of 1, 9, 10, 11, 12"),
+    (["--tables", ","], "table '': choose of 1, 9"),
+    (["--tables", "figure2", "--predictive", __file__], f"{__file__}: not what tools/predictive"),
+    (["--tables", "figure13", "--standard-models", "none.csv"], "none.csv: No such file"),
     (["--datasets", "Fod101"], "dataset 'Fod101': no such dataset; choose one of Food101"),
     (["--tables", "13", "--datasets", "MNIST"], "none of MNIST is in table 13"),
     (["--prompts", "x.json"], "'x.json': want KEY=FILE"),
@@ -543,7 +545,7 @@ TWO = """
   host, port, folder = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3])
   import planted
   from clip_jax import cli
-  from clip_jax.evaluation import paper_models
+  from clip_jax.evaluation.paper import models as paper_models
   world = planted.World(folder / "data", pickle.loads((folder / "model").read_bytes()))
   paper_models.load = world.loaded
   code = cli.main([
