@@ -20,7 +20,7 @@ from clip_jax.models import clip, presets
 EFFECTIVE = "effective robustness"
 
 _YFCC, _WIT = "RN50, YFCC15M", "RN50, WIT subset"
-_TRAIN = f"train experiments/yfcc15m_rn50.py and give --models '{_YFCC}=WORKDIR'"
+_TRAIN = f"train experiments/yfcc15m_rn50.py; wants --models '{_YFCC}=WORKDIR'"
 _NOTES = {
   "figure5": "Figure 5: the linear probe of ImageNet's ResNet-50 is the figure of Table 10 as "
   "published; only CLIP's is measured",
@@ -80,7 +80,7 @@ def fill(
     source = origins.origin(cell)
     if source and source.model not in there:
       name, _ = published.model_of(source.model)
-      whys[cell.model] = _TRAIN if name == _YFCC else f"give --models '{name}=WEIGHTS'"
+      whys[cell.model] = _TRAIN if name == _YFCC else f"wants --models '{name}=WEIGHTS'"
   return Filled(found, whys, list(dict.fromkeys(rows)), notes)
 
 
@@ -170,7 +170,7 @@ def _effective(
     for model, own in of_model.items()
   ]
   out, said = [], dict[str, None]()
-  for shift in (name for name in origins.columns("figure13") if name != robustness.IMAGENET):
+  for shift in dict.fromkeys(m.dataset for m in found if m.dataset != robustness.IMAGENET):
     try:
       for one in robustness.effective(shares, robustness.fit(lines, shift)):
         m = of_model[one.model][shift]
