@@ -38,8 +38,9 @@ class Chart:
 
 def chart(grid: paper_tables.Grid) -> Chart | None:
   """The drawing of a figure, or None where there is none of that table."""
-  draw = {"figure5": _bars, "figure9": _dots}.get(grid.table.key)
-  return draw(grid) if draw else None
+  if grid.table.key == "figure5":
+    return _bars(grid)
+  return _dots(grid) if grid.table.key == "figure9" else None
 
 
 def _bars(grid: paper_tables.Grid) -> Chart:

@@ -34,8 +34,8 @@ class Known:
 
 def known_difference(cell: published.Cell) -> Known | None:
   """What is known of a cell that does not reproduce, or of the one that it is made of, or None."""
-  for place in (cell, origins.origin(cell)):
-    for row in published.rows("known_differences.csv") if place else ():
+  for place in filter(None, (cell, origins.origin(cell))):
+    for row in published.rows("known_differences.csv"):
       names = ("model", "dataset", "metric")
       if row["table"] == place.table and all(row[n] in ("", getattr(place, n)) for n in names):
         up_to = decimal.Decimal(row["up_to"]) if row["up_to"] else None

@@ -136,8 +136,18 @@ def _averages(measured: Sequence[Measured]) -> Iterator[Measured]:
 
 def _made(m: Measured, table: str, model: str, dataset: str, metric: str, value: float) -> Measured:
   """A figure of several: of the weights and the code of `m`, and of no one set of data."""
-  names = {"table": table, "model": model, "dataset": dataset, "metric": metric}
-  return dataclasses.replace(m, **names, value=value, n=0, data="", prompts="", seconds=0)
+  return dataclasses.replace(
+    m,
+    table=table,
+    model=model,
+    dataset=dataset,
+    metric=metric,
+    value=value,
+    n=0,
+    data="",
+    prompts="",
+    seconds=0,
+  )
 
 
 def _compute(measured: Sequence[Measured]) -> Filled:
