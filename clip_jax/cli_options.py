@@ -131,17 +131,37 @@ def _add_paper(
     help="measure the paper's tables, beside the published figures",
     description="Measures Tables 10 (linear probe), 11 (zero-shot), 13 (retrieval) and 16 (natural "
     "shifts) cell by cell and writes them with the published figures, the differences and a "
-    "verdict. The same command goes on where it was stopped. What is not on this machine is told, "
-    "with how to get it. Exit code 2: some of what is there could not be measured.",
+    "verdict; Tables 1, 12, 14, 15 and Figures 5, 9, 13 are made of their cells, Table 9 of the "
+    "copies of the data, Tables 18 to 20 of the experiment files, Figure 2 of a study. The same "
+    "command goes on where it was stopped. What is not on this machine is told, with how to get "
+    "it. Exit code 2: some of what is there could not be measured.",
   )
   paper.add_argument(
-    "--models", required=True, nargs="+", metavar="NAME=WEIGHTS", help="as --weights takes them"
+    "--models",
+    default=[],
+    nargs="+",
+    metavar="NAME=WEIGHTS",
+    help="as --weights takes them; not for Tables 9 and 18 to 20 and Figures 2 and 9",
   )
   paper.add_argument(
-    "--data", required=True, nargs="+", metavar="ROOT", help="folders with data sets below them"
+    "--data", default=[], nargs="+", metavar="ROOT", help="folders with data sets below them"
   )
   paper.add_argument("--output", required=True, metavar="DIR", help="results and tables")
-  paper.add_argument("--tables", default="10,11,13,16", metavar="N,N", help="default 10,11,13,16")
+  paper.add_argument(
+    "--tables",
+    default="10,11,13,16",
+    metavar="N,N",
+    help="of 1, 9 to 16, 18 to 20, figure2, figure5, figure9, figure13; default 10,11,13,16",
+  )
+  paper.add_argument(
+    "--predictive", metavar="FILE", help="for figure2: OUTPUT.json of tools/predictive_study.py"
+  )
+  paper.add_argument(
+    "--standard-models",
+    metavar="FILE",
+    help="for figure13: a CSV of ImageNet models (columns model, kind, ImageNet, ImageNetV2, ...; "
+    "kind standard), whose line is what effective robustness is above",
+  )
   paper.add_argument(
     "--datasets", nargs="+", default=[], metavar="KEY", help="these only, as Food101"
   )

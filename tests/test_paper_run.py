@@ -439,8 +439,10 @@ def test_nothing_there_is_told_and_no_error(command):
 @pytest.mark.parametrize(
   ("words", "message"),
   [
-    (["--tables", "10,12"], "table '12': choose of 10, 11, 13, 16"),
-    (["--tables", ","], "table '': choose of 10"),
+    (["--tables", "10,17"], "table '17': choose of 1, 9, 10, 11, 12"),
+    (["--tables", ","], "table '': choose of 1, 9"),
+    (["--tables", "figure2", "--predictive", __file__], f"{__file__}: not what tools/predictive"),
+    (["--tables", "figure13", "--standard-models", "none.csv"], "none.csv: No such file"),
     (["--datasets", "Fod101"], "dataset 'Fod101': no such dataset; choose one of Food101"),
     (["--tables", "13", "--datasets", "MNIST"], "none of MNIST is in table 13"),
     (["--prompts", "x.json"], "'x.json': want KEY=FILE"),
