@@ -47,11 +47,10 @@ _DIGITS, _MNIST = (
 )
 _STAMPS = "--weights runs/clipart --data data/clipart --split stamps_test --prompts stamps"
 _MODELS = "demo=runs/demo fashion_mnist=runs/fashion_mnist clipart=runs/clipart"
+_TABLES = "10,11,13,16,1,9,12,14,15,18,19,20,figure5,figure9,figure13"
 
 STUDIES = {
-  "paper": Study(
-    "The paper's tables", f"paper --models {_MODELS} --tables 10,11,13,16 --data data"
-  ),
+  "paper": Study("The paper's tables", f"paper --models {_MODELS} --tables {_TABLES} --data data"),
   "probe_fashion_mnist": Study("Probes on Fashion-MNIST", f"probe {_FASHION}"),
   "probe_mnist": Study("Probes on MNIST", f"probe {_MNIST}"),
   "stress_fashion_mnist": Study(
