@@ -115,13 +115,13 @@ def test_one_run_measures_once_what_several_tables_show(command, tmp_path):  # n
   expected = scipy.special.expit(y[0] + slope * (scipy.special.logit(0.75) - x[0]))
   gain = found["figure13", clip, "ImageNetV2", views.EFFECTIVE]["measured"]
   assert float(gain) == pytest.approx(75 - 100 * expected, abs=0.05)
-  for names, words in (
+  for names, why in (
     (("1", "CLIP", "aYahoo", accuracy), "not one of the paper's 27 data sets"),
     (("1", "CLIP", "SUN", accuracy), "not asked for: --datasets names others"),
     (("1", "Visual N-Grams", "ImageNet", accuracy), "not one of the released CLIP models"),
     (("14", linear, "MNIST", accuracy), "MNIST train: not available in"),
   ):
-    assert found[names]["why"].startswith(words), names
+    assert found[names]["why"].startswith(why), names
   page = (command.output / "paper.md").read_text()
   assert "Figure 5: the linear probe of ImageNet's ResNet-50 is the figure of Table 10" in page
   assert "no line for ImageNet-Sketch: 0 models of kind standard" in page
