@@ -59,25 +59,35 @@ def figure(value: float | None, form: str = ".2f") -> str:
 
 
 def row(name: str, generation: str, attempt: Attempt) -> str:
-  options = dict(option.split("=") for option in attempt["options"].split())
-  parts, count = options.get("microbatches", "1"), attempt["chips"]
+  """A line of the batch in one pass."""
   hours = None if attempt["step_seconds"] is None else attempt["step_seconds"] * STEPS / 3600
-  chip_hours = None if hours is None else hours * count
+  chip_hours = None if hours is None else hours * attempt["chips"]
   return (
-    f"| {name} | {generation} | {attempt['topology'].partition(':')[2]} ({count}) | "
-    f"{BATCH // count // int(parts):,} x {parts} | {options['model.remat']} | "
-    f"{options['mesh.fsdp']} | {gib(attempt):.1f} of "
-    f"{attempt['capacity_bytes'] / 2**30:.4g} | {seconds(attempt)} | {figure(hours, ',.0f')} | "
+    f"{_memory(name, generation, attempt)} {seconds(attempt)} | {figure(hours, ',.0f')} | "
     f"{figure(chip_hours, ',.0f')} |"
   )
 
 
+def _memory(name: str, generation: str, attempt: Attempt) -> str:
+  """A line in microbatches, and the start of one in one pass."""
+  options = dict(option.split("=") for option in attempt["options"].split())
+  parts, count = options.get("microbatches", "1"), attempt["chips"]
+  return (
+    f"| {name} | {generation} | {attempt['topology'].partition(':')[2]} ({count}) | "
+    f"{BATCH // count // int(parts):,} x {parts} | {options['model.remat']} | "
+    f"{options['mesh.fsdp']} | {gib(attempt):.1f} of "
+    f"{attempt['capacity_bytes'] / 2**30:.4g} |"
+  )
+
+
 def table(everything: dict[str, Attempts], parts: bool) -> Iterator[str]:
+  """Of each model and generation the smallest slice; in microbatches (`parts`) its memory alone."""
+  times = "" if parts else " step, s, least | estimate (by) | hours | chip-hours |"
   yield (
     "| model | chip | smallest slice (chips) | pairs a chip x passes | remat | fsdp | peak, GiB a "
-    "chip | step, s, least | estimate (by) | hours | chip-hours |"
+    f"chip |{times}"
   )
-  yield "| --- | --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+  yield "| --- | --- | --- | ---: | --- | ---: | ---: |" + " ---: |" * times.count("|")
   for experiment, name in MODELS.items():
     if not (parts and experiment.startswith("clip_rn")):
       for generation in GENERATIONS:
@@ -85,8 +95,9 @@ def table(everything: dict[str, Attempts], parts: bool) -> Iterator[str]:
         topology = f"{generation}:{SLICES[generation][-1]}"
         tried = [a for a in everything[experiment].all if a["topology"] == topology]
         why = "none to 1,024 chips" if tried and not parts else "not measured yet"
-        missing = f"| {name} | {generation} | {why} | | | | | | | | |"
-        yield row(name, generation, found) if found else missing
+        missing = f"| {name} | {generation} | {why} | | | | |" + " |" * times.count("|")
+        line = _memory if parts else row
+        yield line(name, generation, found) if found else missing
 
 
 def whole_slices(everything: dict[str, Attempts]) -> Iterator[str]:
@@ -125,9 +136,9 @@ def claims(everything: dict[str, Attempts]) -> Iterator[str]:
 
 
 def shown(experiment: str) -> list[tuple[str, str]]:
-  """(slice, options) of all attempts that the page has figures of."""
+  """(slice, options) of all attempts of whose times the page has figures."""
   attempts = Attempts(experiment)
-  rows = [smallest(attempts, g, parts) for parts in (False, True) for g in GENERATIONS]
+  rows = [smallest(attempts, generation, parts=False) for generation in GENERATIONS]
   rows += on_256_chips(attempts)
   found = [(row["topology"], row["options"]) for row in rows if row and row["fits"]]
   found += [(topology, words) for name, topology, words, _ in CLAIMS if name == experiment]
@@ -181,8 +192,8 @@ def page() -> str:
     "## In microbatches",
     "",
     "The same loss and gradient (`config.microbatches`), for a third more FLOPs beside those of",
-    "remat, so that memory hardly bounds the slice. Not for ResNets: batch normalisation is over",
-    "the whole batch.",
+    "remat, so that memory hardly bounds the slice: what it holds, not how fast. Not for ResNets:",
+    "batch normalisation is over the whole batch.",
     "",
     *table(everything, parts=True),
     "",
