@@ -103,8 +103,8 @@ def run(
     try:
       with paper_progress.bar(console, len(named) * len(chosen)) as bar:
         for model in named if chosen else ():
-          known = last is not None and model.name == last.name
-          weights = last if known else paper_models.load(model)
+          here = last if last is not None and last.name == model.name else None
+          weights = here or paper_models.load(model)
           for unit in chosen:
             state.measure(unit, weights, bar)
     except BaseException:
