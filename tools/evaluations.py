@@ -61,8 +61,8 @@ STUDIES = {
   "overlap_fashion_mnist": Study(
     "Fashion-MNIST's test photos in its training photos",
     f"overlap {_FASHION} --training data/fashion_mnist",
-    note="Of 28 pixels a hash of 64 bits sees little but the outline: two boots are near duplicates "
-    "to it, as its page shows. Such pictures are too small for it.",
+    note="Of 28 pixels a hash of 64 bits sees little but the outline: two boots are duplicates to "
+    "it, as its page shows. Such pictures are too small for it.",
   ),
   "overlap_stamps": Study(
     "Stamps held out in the clip art that was trained on",
