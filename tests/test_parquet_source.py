@@ -1,7 +1,9 @@
 """Pairs of Parquet files: every layout of the columns, damage named, memory that stays small."""
 
+import concurrent.futures
 import logging
 import pickle
+import random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -132,6 +134,17 @@ def test_flipped_bits_in_checked_pages_are_noticed(tmp_path):
       except RecordError:
         refused += 1
   assert refused >= 55
+
+
+def test_threads_share_a_source(tmp_path, monkeypatch):
+  monkeypatch.setattr(parquet_source, "CACHE_BYTES", 1)
+  for k in range(3):
+    _write(tmp_path / f"{k}.parquet", _table(8 * k, 8 * k + 8))
+  source = _open(tmp_path)
+  order = random.Random(0).choices(range(24), k=200)
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    for i, record in zip(order, pool.map(source.__getitem__, order), strict=True):
+      assert record.captions == (f"picture {i}",)
 
 
 def test_a_few_groups_are_kept_and_no_more(tmp_path, monkeypatch, caplog):

@@ -6,6 +6,7 @@ unless that is one of the last ones read: what is trained on in random order wan
 """
 
 import collections
+import concurrent.futures
 import hashlib
 import json
 import logging
@@ -23,6 +24,8 @@ IMAGES = ("image", "images", "img", "jpg", "jpeg", "png", "webp", "image_bytes",
 CAPTIONS = ("caption", "captions", "text", "texts", "txt", "sentence", "sentences", "title")
 CACHE_BYTES = 256 * 2**20  # of decoded row groups; the last one stays however large it is
 _LARGE_BYTES = 8 * 2**20
+_OPEN_FILES = 32  # at a time, of each thread
+_THREADS = 16  # that read footers
 _MAGIC = b"PAR1"
 _MAX_FOOTER_BYTES = 2**30
 _log = logging.getLogger(__name__)
@@ -42,8 +45,9 @@ class ParquetSource:
     self._files = tuple(files)
     self._columns: tuple[str, str] | None = None
     file_of, group_of, rows, largest = [], [], [], 0
-    for k, file in enumerate(files):
-      footer = _footer(file)
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+      footers = list(pool.map(_footer, files))
+    for k, (file, footer) in enumerate(zip(files, footers, strict=True)):
       metadata = _metadata(file, footer)
       columns = _columns(file, metadata.schema.to_arrow_schema(), image, caption)
       if self._columns not in (None, columns):
@@ -74,7 +78,7 @@ class ParquetSource:
     return f"ParquetSource({self.fingerprint[:16]})"
 
   def __getstate__(self) -> dict[str, Any]:
-    return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_groups", "_opened")}
+    return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_groups", "_thread")}
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
@@ -83,7 +87,7 @@ class ParquetSource:
   def _clear(self) -> None:
     self._lock = threading.Lock()
     self._groups: collections.OrderedDict[int, Any] = collections.OrderedDict()
-    self._opened: tuple[int, Any] | None = None  # the file read last
+    self._thread = threading.local()  # its own open files
 
   def __len__(self) -> int:
     return int(self._ends[-1]) if len(self._ends) else 0
@@ -123,25 +127,34 @@ class ParquetSource:
       if place in self._groups:
         self._groups.move_to_end(place)
         return self._groups[place]
-      k, group = int(self._file_of[place]), int(self._group_of[place])
-      try:
-        if self._opened is None or self._opened[0] != k:
-          self._opened = (k, _open(self._files[k]))
-        columns = list(self._columns or ())
-        table = self._opened[1].read_row_group(group, columns=columns, use_threads=False)
-      except storage.StorageError:
-        raise
-      except Exception as error:  # Arrow raises OSError, ValueError and its own for damage
-        raise RecordError(f"{self._files[k].path} row group {group}: {error}") from error
-      rows = int(self._ends[place]) - self._start(place)
-      if table.num_rows != rows:
-        raise RecordError(
-          f"{self._files[k].path} row group {group}: {table.num_rows} rows, its footer says {rows}"
-        )
+    table = self._read(place)
+    with self._lock:
       self._groups[place] = table
       while len(self._groups) > 1 and sum(t.nbytes for t in self._groups.values()) > CACHE_BYTES:
         self._groups.popitem(last=False)
-      return table
+    return table
+
+  def _read(self, place: int) -> Any:
+    """Raises: RecordError, OSError."""
+    file, group = self._files[self._file_of[place]], int(self._group_of[place])
+    opened = self._thread.__dict__.setdefault("opened", collections.OrderedDict())
+    try:
+      if file.path not in opened:
+        opened[file.path] = _open(file)
+        if len(opened) > _OPEN_FILES:
+          opened.popitem(last=False)
+      columns = list(self._columns or ())
+      table = opened[file.path].read_row_group(group, columns=columns, use_threads=False)
+    except storage.StorageError:
+      raise
+    except Exception as error:  # Arrow raises OSError, ValueError and its own for damage
+      raise RecordError(f"{file.path} row group {group}: {error}") from error
+    rows = int(self._ends[place]) - self._start(place)
+    if table.num_rows != rows:
+      raise RecordError(
+        f"{file.path} row group {group}: {table.num_rows} rows, its footer says {rows}"
+      )
+    return table
 
 
 def _footer(file: storage.File) -> bytes:

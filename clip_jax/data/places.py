@@ -90,6 +90,8 @@ def _found(source: config_lib.Source) -> tuple[str, list[storage.File]]:
   for kind in kinds:  # a file, or a range of files
     if path.lower().endswith(_SUFFIXES[kind]):
       return kind, storage.files(path, _SUFFIXES[kind])
+  if not storage.is_remote(path) and os.path.isfile(path):
+    raise records.RecordError(f"{path}: no file of a kind that is read. Wanted: {ACCEPTED}")
   files = storage.listing(path)
   names = {file.name for file in files}
   if wanted == "array_record" or (wanted == "auto" and records.MANIFEST in names):

@@ -222,8 +222,9 @@ def _request(path: str, what: str, ask: Callable[[Any, str], _T]) -> _T:
       status = getattr(error, "status", None) or getattr(error, "code", None)
       refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
       if refused or isinstance(error, _FINAL):
-        gone = status == 404 or isinstance(error, FileNotFoundError)
-        raise (NotThere if gone else StorageError)(f"{path}: {what}: {why}") from error
+        if status == 404 or isinstance(error, FileNotFoundError):
+          raise NotThere(f"{path}: {what}: not there") from error
+        raise StorageError(f"{path}: {what}: {why}") from error
       if attempt + 1 == ATTEMPTS:
         raise StorageError(f"{path}: {what}: failed {ATTEMPTS} times, at last: {why}") from error
       time.sleep(pause_seconds(f"{path} {what}", attempt))

@@ -73,8 +73,7 @@ class Index:
         start = _HEADER_BYTES + self.rows * _ROW.size + self.note_bytes + found[6]
         key = os.pread(file.fileno(), found[7], start)
         if zlib.crc32(data[:-4] + key, self.seed) == found[8]:
-          name = key.decode(errors="surrogateescape")
-          return Place(name, found[0:2], found[2:4], found[4:6])
+          return Place(key.decode(errors="backslashreplace"), found[0:2], found[2:4], found[4:6])
     raise IndexFileError(
       f"{self.path}: row {row} is not what was written; delete the file and start again"
     )
@@ -98,8 +97,10 @@ def open_all(files: Sequence[storage.File]) -> list[Index]:
     first = int.from_bytes(who[:8]) % max(1, len(missing))
     turns = missing[first:] + missing[:first]
     made = pool.map(open_one, [files[k] for k in turns])
-    for k, index in zip(turns, made, strict=True):
+    for done, (k, index) in enumerate(zip(turns, made, strict=True)):
       found[k] = index
+      if done and done % max(100, len(turns) // 20) == 0:
+        _log.warning("indexed %d of %d tar files", done, len(turns))
   return [index for index in found if index is not None]
 
 
@@ -187,7 +188,7 @@ def content(
   Args: pairs, the key of each with offset and bytes of its image, text and JSON; notes, why each
     sample that is left out is no pair; digest, the sha256 of the headers.
   """
-  note = notes[0].encode(errors="replace") if notes else b""
+  note = notes[0].encode(errors="backslashreplace") if notes else b""
   names = [name for name, _ in pairs]
   sizes = (len(pairs), len(notes), len(note), sum(map(len, names)))
   header = _FIELDS.pack(_MAGIC, file.size, _stamp(file), *sizes, digest)
