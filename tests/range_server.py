@@ -69,7 +69,8 @@ def _handler(store: Store):
         return
       path = store.root / urllib.parse.unquote(self.path.partition("?")[0]).lstrip("/")
       if path.is_dir():
-        links = "".join(f'<a href="{p.name}{"/" * p.is_dir()}">x</a>' for p in path.iterdir())
+        names = [p.name + "/" * p.is_dir() for p in path.iterdir()]
+        links = "".join(f'<a href="{name}">x</a>' for name in ["?C=N;O=D", "../", *names])
         self.send(200, links.encode(), {"Content-Type": "text/html"}, body)
         return
       if not path.is_file():

@@ -87,6 +87,15 @@ def test_tar_files_over_http_are_those_on_the_disk(store):
   assert not list(store.root.glob("*.index"))
 
 
+def test_of_a_servers_page_only_the_wanted_files_are_asked_for(store):
+  _tars(store.root, 1)
+  trees.write(store.root / "00000.parquet", "img2dataset's")
+  trees.write(store.root / ".hidden.tar", "")
+  assert len(_open(store.url)) == 1
+  paths = {path for _, path, _ in store.requests if "train" not in path and "data" not in path}
+  assert paths == {"/", "/00000.tar"}
+
+
 def test_a_tar_file_is_read_by_blocks_and_never_as_a_whole(store, monkeypatch):
   monkeypatch.setattr(storage, "BLOCK_BYTES", 8192)
   files = trees.pair(0) | {"0.bin": bytes(500_000)} | trees.pair(1)

@@ -104,7 +104,7 @@ def _found(source: config_lib.Source) -> tuple[str, list[storage.File]]:
     there = files if folder == path else _listing(folder)
     for kind in kinds:
       if own := [file for file in there if file.name.lower().endswith(_SUFFIXES[kind])]:
-        return kind, own
+        return kind, storage.known(own)
   asked = "" if wanted == "auto" else f" of kind {wanted!r}"
   raise records.RecordError(
     f"{path}: no pairs{asked} there; it has {_summary(path, files)}. Wanted: {ACCEPTED}"

@@ -45,7 +45,7 @@ class File:
   """A file as it was found. `stamp` changes when its content does (a time in ns, or an ETag)."""
 
   path: str
-  size: int  # bytes
+  size: int  # bytes; -1: a listing did not say, see `known`
   stamp: str
 
   @property
@@ -90,14 +90,21 @@ def files(path: str, suffixes: Sequence[str]) -> list[File]:
   Raises: StorageError when a path is not there or a folder cannot be listed.
   """
   if _NUMBERS.search(path) or path.lower().endswith(tuple(suffixes)):
-    paths = expand(path)
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-      return list(pool.map(info, paths))
-  return [f for f in listing(path) if f.name.lower().endswith(tuple(suffixes))]
+    return known([File(own, -1, "") for own in expand(path)])
+  return known([f for f in listing(path) if f.name.lower().endswith(tuple(suffixes))])
+
+
+def known(files: Sequence[File]) -> list[File]:
+  """The files with sizes and stamps, asked for where they are missing. Raises: StorageError."""
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    return list(pool.map(lambda file: info(file.path) if file.size < 0 else file, files))
 
 
 def listing(path: str) -> list[File]:
-  """All files of a folder but hidden ones, by name. Raises: StorageError."""
+  """All files of a folder but hidden ones, by name; over http as the server's page has them.
+
+  Raises: StorageError.
+  """
   if is_remote(path):
     return _remote_listing(path)
   found = []
@@ -262,18 +269,14 @@ def _filesystem(scheme: str) -> Any:
 
 
 def _remote_listing(path: str) -> list[File]:
-  found = _request(path, "list", lambda fs, own: fs.ls(own, detail=True, **_limit(fs)))
-  scheme = path.partition("://")[0]
-  plain = [entry for entry in found if entry.get("type") == "file"]
-  names = {id(e): e["name"] if "://" in e["name"] else f"{scheme}://{e['name']}" for e in plain}
-  plain = [e for e in plain if not names[id(e)].rpartition("/")[2].startswith(".")]
-
-  def complete(entry: dict[str, Any]) -> File:
-    path = names[id(entry)]
-    return info(path) if entry.get("size") is None else _remote_file(path, entry)
-
-  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    return sorted(pool.map(complete, plain), key=lambda file: file.name)
+  scheme, _, _ = path.partition("://")
+  found = []
+  for entry in _request(path, "list", lambda fs, own: fs.ls(own, detail=True, **_limit(fs))):
+    name = entry["name"] if "://" in entry["name"] else f"{scheme}://{entry['name']}"
+    if entry.get("type") == "file" and not name.rpartition("/")[2].startswith("."):
+      sized = entry.get("size") is not None
+      found.append(_remote_file(name, entry) if sized else File(name, -1, ""))
+  return sorted(found, key=lambda file: file.name)
 
 
 def _remote_file(path: str, entry: dict[str, Any]) -> File:

@@ -120,7 +120,7 @@ def _read(file: BinaryIO, seen: Callable[[bytes], object] = len) -> Iterator[Mem
 
 
 def _check(header: bytes, offset: int) -> None:
-  unsigned = sum(header[:148]) + sum(header[156:]) + 8 * ord(" ")
+  unsigned = sum(header) - sum(header[148:156]) + 8 * ord(" ")
   if _number(header[148:156], offset) != unsigned:
     raise _Damaged(f"no tar header at byte {offset:,} (is it compressed?)")
 
@@ -130,7 +130,7 @@ def _number(field: bytes, offset: int) -> int:
   if field[0] == 0x80:
     return int.from_bytes(field[1:])
   digits = field.strip(b" \0")
-  if not all(byte in b"01234567" for byte in digits):
+  if digits.strip(b"01234567"):  # another byte among them
     raise _Damaged(f"no tar header at byte {offset:,} (is it compressed?)")
   return int(digits or b"0", 8)
 
