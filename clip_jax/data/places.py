@@ -92,7 +92,12 @@ def _found(source: config_lib.Source) -> tuple[str, list[storage.File]]:
       return kind, storage.files(path, _SUFFIXES[kind])
   if not storage.is_remote(path) and os.path.isfile(path):
     raise records.RecordError(f"{path}: no file of a kind that is read. Wanted: {ACCEPTED}")
-  files = storage.listing(path)
+  try:
+    files = storage.listing(path)
+  except storage.NotThere as error:
+    raise records.RecordError(
+      f"{path}: nothing is there (make prepare makes what experiments/ use). Wanted: {ACCEPTED}"
+    ) from error
   names = {file.name for file in files}
   if wanted == "array_record" or (wanted == "auto" and records.MANIFEST in names):
     _check_local(path, "ArrayRecord")
