@@ -20,11 +20,6 @@ CAPTIONS = ("captions/text", "captions", "caption", "text", "texts", "title")
 _SAMPLE_BYTES = 2**20
 
 
-def no_label(example: Example) -> str | None:
-  """The label of examples that are trained on: none."""
-  del example
-
-
 def newest_version(root: pathlib.Path, name: str) -> pathlib.Path | None:
   """The folder of the newest version of `name` ("voc/2007") below a TFDS data folder, if any."""
   versions = [p.parent for p in (root / name).glob("*/dataset_info.json")]
@@ -52,8 +47,8 @@ class NoSplitError(RecordError):
 class TfdsSource:
   """The records of `split` ("train+validation") of a data set's folder, in its order.
 
-  `label` makes the label of an example, of TFDS's features; captions are those of the feature
-  `caption` ("captions/text": the texts of a sequence), none where an example lacks it.
+  `label` makes the label of an example, of TFDS's features (None: they get none); captions are
+  those of the feature `caption` ("captions/text": the texts of a sequence), if it is there.
   Raises: NoSplitError when a split is not there; RecordError when the folder cannot be read, or a
     file is not there; from a record, when it cannot be read or has no label.
   """
@@ -62,7 +57,7 @@ class TfdsSource:
     self,
     directory: str | os.PathLike[str],
     split: str,
-    label: Callable[[Example], str | None],
+    label: Callable[[Example], str | None] | None,
     caption: str = "captions/text",
   ):
     self.directory, self.split, self._label = pathlib.Path(directory), split, label
@@ -110,7 +105,8 @@ class TfdsSource:
       example = self._data[index]
       key = next((_text(example[name]) for name in _KEYS if name in example), str(index))
       captions = self._captions(example)
-      return Record(key, example["image"], captions, self._label(example))
+      label = self._label(example) if self._label else None
+      return Record(key, example["image"], captions, label)
     except Exception as error:  # TFDS, ArrayRecord and protobuf raise theirs
       raise RecordError(f"{self.locate(index)}: {error}") from error
 
@@ -140,7 +136,7 @@ class TfdsPairs(TfdsSource):
         f"{directory}: no {lacking}; it has {', '.join(there)}; name the caption's feature in "
         "Source(caption_column=...)"
       )
-    super().__init__(directory, split, no_label, name)
+    super().__init__(directory, split, None, name)
 
   def __repr__(self) -> str:
     return f"TfdsPairs({self.fingerprint[:16]})"
