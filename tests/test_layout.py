@@ -20,6 +20,8 @@ LAYERS = (
     "data.contents",
     "data.images",
     "data.labels",
+    "data.storage",
+    "data.tables",
     "data.tar",
     "evaluation.curves",
     "evaluation.markdown",
@@ -39,6 +41,7 @@ LAYERS = (
     "cli_options",
     "collectives",
     "data.records",
+    "data.tar_index",
     "data.tokenizer",
     "evaluation.paper.origins",
     "evaluation.paper.results",
@@ -56,9 +59,12 @@ LAYERS = (
   (
     "checkpoint",
     "data.folder_source",
+    "data.parquet_source",
     "data.scenes",
+    "data.table_source",
     "data.tar_source",
     "data.tfds_source",
+    "data.webdataset_source",
     "evaluation.datasets",
     "evaluation.encoding",
     "evaluation.paper.published_notes",
@@ -71,7 +77,7 @@ LAYERS = (
     "ring",
   ),
   (
-    "data.pipeline",
+    "data.places",
     "evaluation.copies",
     "evaluation.overlap.effect",
     "evaluation.overlap.search",
@@ -91,7 +97,7 @@ LAYERS = (
     "models.vit",
   ),
   (
-    "agreement",
+    "data.pipeline",
     "evaluation.classifier",
     "evaluation.opening",
     "evaluation.paper.tables",
@@ -105,6 +111,7 @@ LAYERS = (
     "models.clip",
   ),
   (
+    "agreement",
     "evaluation.embedding_map",
     "evaluation.paper.charts",
     "evaluation.paper.units",
@@ -174,6 +181,8 @@ FENCES = {
     "evaluation.stress.weather_and_digital",
   },
   "tensorflow_datasets": {"data.tfds_source"},
+  "fsspec": {"data.storage"},
+  "pyarrow": {"data.parquet_source"},
   "tensorboardX": {"metrics"},
   "jinja2": {"evaluation.pages"},
   "argparse": {
@@ -237,6 +246,8 @@ def test_every_layer_entry_exists():
 TESTED_WITH = {
   "data.bytepairs": "tokenizer",
   "data.cleaning": "tokenizer",
+  "data.tables": "prepare_folder",
+  "data.tar_index": "webdataset_source",
   "evaluation.copies": "opening",
   "interop.layouts": "weights",
   "interop.unpickle": "archive",

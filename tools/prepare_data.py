@@ -21,7 +21,7 @@ import rich.progress
 
 if __package__ in (None, ""):
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from clip_jax.data import tar
+from clip_jax.data import tables, tar
 from tools.prepare import clipart, fashion_mnist, folder, mnist, packages, shards, webdataset
 
 _EPILOG = """\
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _progress(console) as progress:
       manifest, news = _prepare(options, progress)
     print(_summary(options.dest, manifest, news))
-  except (shards.PrepareError, tar.TarError) as error:
+  except (shards.PrepareError, tables.TableError, tar.TarError) as error:
     return _failed(str(error))
   except OSError as error:
     return _failed(_explain(error, options.dest))

@@ -23,6 +23,7 @@ import rich.progress
 from array_record.python import array_record_module
 
 from clip_jax.data import images, records
+from clip_jax.data.tables import Rejected, Rejection
 
 VERSION = 3  # raise it whenever the same source would give other records
 REJECTED = "rejected.jsonl"
@@ -32,23 +33,6 @@ _SHARD = re.compile(r"\w+-\d{5}-of-\d{5}\.array_record")
 
 class PrepareError(ValueError):
   """The data cannot be prepared: what is wrong, where, what to do."""
-
-
-class Rejected(Exception):
-  """One item that is left out. `reason` is one word, for counts."""
-
-  def __init__(self, reason: str, detail: str = ""):
-    super().__init__(detail or reason)
-    self.reason, self.detail = reason, detail
-
-
-@dataclasses.dataclass(frozen=True)
-class Rejection:
-  """What `rejected.jsonl` says of one input: its name, the reason, and more where there is more."""
-
-  key: str
-  reason: str
-  detail: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
