@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from clip_jax.data import images
 from tools import prepare_data
-from tools.prepare import shards, tables
+from tools.prepare import jobs, tables
 
 
 def _folder(tmp_path: pathlib.Path, table: str | bytes, *options: str, name: str = "t.csv") -> int:
@@ -168,7 +168,7 @@ def test_as_many_rows_come_out_as_go_in(tmp_path_factory, rows, kind):
   path.write_bytes((head + "".join(row + "\n" for row in rows)).encode())
   try:
     out = len(list(tables.read(path, ["a"])))
-  except shards.PrepareError:
+  except jobs.PrepareError:
     assert kind != "jsonl"
     out = 0
   assert out == sum(bool(row.strip()) for row in rows) + (kind == "jsonl")
@@ -203,13 +203,13 @@ def test_a_finished_folder_is_left_alone_until_something_changes(tmp_path, capsy
   verb = ["folder", str(photos), str(tmp_path / "out"), "--captions", str(table)]
   assert prepare_data.main(verb) == 0
   marker = tmp_path / "out" / "manifest.json"
-  first = marker.stat().st_ino
+  first = marker.stat().st_mtime_ns
   assert prepare_data.main(verb) == 0
   assert "already there" in capsys.readouterr().out
-  assert marker.stat().st_ino == first
+  assert marker.stat().st_mtime_ns == first
   trees.write(photos / "1.png", trees.png(77))
   assert prepare_data.main(verb) == 0
   assert trees.read_all(tmp_path / "out", "train")[1].image == trees.png(77)
-  second = marker.stat().st_ino
+  second = marker.stat().st_mtime_ns
   assert prepare_data.main([*verb, "--force"]) == 0
-  assert marker.stat().st_ino != second
+  assert marker.stat().st_mtime_ns != second

@@ -13,7 +13,7 @@ import trees
 
 from clip_jax.data import images, records
 from tools import prepare_data
-from tools.prepare import shards
+from tools.prepare import jobs, shards
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -22,25 +22,25 @@ class _Killed(BaseException):
   """Stands for a kill: no handler of the program sees it."""
 
 
-def _job(version: str, count: int = 10, loads: list[str] | None = None) -> shards.Job:
+def _job(version: str, count: int = 10, loads: list[str] | None = None) -> jobs.Job:
   def load(i: int) -> records.Record:
     if loads is not None:
       loads.append(f"{i}")
     if i == 3:
-      raise shards.Rejected("ugly", "the third")
+      raise jobs.Rejected("ugly", "the third")
     if i == 4:
       images.decode(b"no image")
     return records.Record(f"{i}", trees.png(i), (f"{version} {i}",))
 
   items = [
-    shards.Item(f"{i}", ("test", "again") if i == 9 else ("train",), lambda i=i: load(i))
+    jobs.Item(f"{i}", ("test", "again") if i == 9 else ("train",), lambda i=i: load(i))
     for i in range(count)
   ]
-  plan = shards.Plan(items, [shards.Rejection("x", "known")])
-  return shards.Job("drill", "", "", {"it": version}, {}, lambda progress: plan)
+  plan = jobs.Plan(items, [jobs.Rejection("x", "known")])
+  return jobs.Job("drill", "", "", {"it": version}, {}, lambda progress: plan)
 
 
-def _run(job: shards.Job, folder: pathlib.Path) -> dict:
+def _run(job: jobs.Job, folder: pathlib.Path) -> dict:
   with rich.progress.Progress(disable=True) as progress:
     return shards.write(job, folder, 4, progress)
 
@@ -56,6 +56,7 @@ def test_what_is_written_can_be_read(tmp_path):
   assert (manifest["inputs"], manifest["kept"]) == (11, 8)
   assert trees.read_rejected(tmp_path) == {"x": "known", "3": "ugly", "4": "unreadable"}
   assert sorted(path.name for path in tmp_path.iterdir() if ".array_record" not in path.name) == [
+    "contact_sheet.html",
     "manifest.json",
     "rejected.jsonl",
   ]
@@ -100,11 +101,11 @@ def test_finished_shards_are_not_made_again(tmp_path):
   loads: list[str] = []
   job = _job("a", loads=loads)
   stopping = [
-    item if item.key != "6" else shards.Item("6", item.splits, trees.raising(_Killed))
+    item if item.key != "6" else jobs.Item("6", item.splits, trees.raising(_Killed))
     for item in job.plan(None).items
   ]
   with pytest.raises(_Killed):
-    _run(shards.Job("drill", "", "", job.source, {}, lambda p: shards.Plan(stopping)), tmp_path)
+    _run(jobs.Job("drill", "", "", job.source, {}, lambda p: jobs.Plan(stopping)), tmp_path)
   assert loads == ["0", "1", "2", "3", "4", "5"]
   loads.clear()
   _run(job, tmp_path)
@@ -125,7 +126,7 @@ def test_a_real_sigkill_leaves_no_manifest_and_goes_on(tmp_path):
     "prepare_data.main(sys.argv[2:])\n"
   )
   verb = ["folder", str(photos), str(tmp_path / "out"), "--captions", str(table)]
-  verb += ["--shard-records", "5"]
+  verb += ["--shard-records", "5", "--workers", "1"]
   done = subprocess.run([sys.executable, "-c", code, str(ROOT), *verb], capture_output=True)
   assert done.returncode == -signal.SIGKILL
   assert not (tmp_path / "out" / "manifest.json").exists()
@@ -165,17 +166,17 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
 
 def test_two_at_once_are_refused(tmp_path):
   def second(progress):
-    with pytest.raises(shards.PrepareError, match="another process is preparing"):
+    with pytest.raises(jobs.PrepareError, match="another process is preparing"):
       _run(_job("a"), tmp_path)
     return _job("a").plan(None)
 
-  _run(shards.Job("drill", "", "", {}, {}, second), tmp_path)
+  _run(jobs.Job("drill", "", "", {}, {}, second), tmp_path)
 
 
 def test_nothing_kept_is_an_error_that_names_the_first(tmp_path):
-  items = [shards.Item(f"{i}", ("train",), trees.raising(shards.Rejected("bad"))) for i in range(3)]
-  job = shards.Job("drill", "", "", {}, {}, lambda progress: shards.Plan(items))
-  with pytest.raises(shards.PrepareError, match=r"nothing was kept \(3 bad\)[^$]*0: bad"):
+  items = [jobs.Item(f"{i}", ("train",), trees.raising(jobs.Rejected("bad"))) for i in range(3)]
+  job = jobs.Job("drill", "", "", {}, {}, lambda progress: jobs.Plan(items))
+  with pytest.raises(jobs.PrepareError, match=r"nothing was kept \(3 bad\)[^$]*0: bad"):
     _run(job, tmp_path / "out")
   assert not list((tmp_path / "out").iterdir())
 

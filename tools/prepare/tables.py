@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from tools.prepare.shards import PrepareError, Rejected, Rejection
+from tools.prepare.jobs import PrepareError, Rejected, Rejection
 
 MAX_LINE_BYTES = 1_000_000
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}

@@ -1,0 +1,116 @@
+"""Pairs of any source that gives records by number: read where they lie, part by part."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+
+from clip_jax.data import folder_source, records
+from tools.prepare.jobs import Item, Job, Part, Plan, PrepareError, Rejected
+
+NAME = "pairs"
+PART_RECORDS = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """The records `start` to `stop` of a source as items of one split, named by where they stand."""
+
+  source: records.RecordSource
+  split: str
+  start: int
+  stop: int
+  captions: bool = True  # whether a record must have some
+
+  def __call__(self) -> Sequence[Item]:
+    return [
+      Item(
+        self.source.locate(i),
+        (self.split,),
+        functools.partial(_load, self.source, i, self.captions),
+      )
+      for i in range(self.start, self.stop)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+  """The images of an evaluation set, which training data should not have."""
+
+  place: str
+  fingerprint: str
+  parts: tuple[Part, ...]
+
+
+def job(source: records.RecordSource, description: str, part_records: int) -> Job:
+  """All pairs of a source, in its order, in the split "train"; 0: parts of the usual size."""
+  size = part_records or PART_RECORDS
+  return Job(
+    name=NAME,
+    description=description,
+    licence="not stated",
+    source={"records": source.fingerprint},
+    settings={"part_records": size},
+    plan=lambda progress: Plan(
+      parts=_parts(source, "train", size), classes=getattr(source, "classes", ())
+    ),
+  )
+
+
+def evaluated(place: str) -> Evaluated:
+  """All splits of a prepared folder, or all images in a folder and in those below it.
+
+  Raises: PrepareError when there are none; OSError.
+  """
+  root = pathlib.Path(place)
+  try:
+    if (root / records.MANIFEST).is_file():
+      splits = records.read_manifest(root)["splits"]
+      sources: list[records.RecordSource] = [records.ArrayRecordSource(root, s) for s in splits]
+    else:
+      sources = [folder_source.FileSource(_images(root))]
+  except records.RecordError as error:
+    raise PrepareError(f"--against {error}") from error
+  found = [p for own in sources for p in _parts(own, "test", PART_RECORDS, captions=False)]
+  if not found:
+    raise PrepareError(
+      f"--against {place}: no images there; want a prepared folder (with {records.MANIFEST}) or a "
+      f"folder of images ({', '.join(sorted(folder_source.IMAGES))})"
+    )
+  return Evaluated(place, " ".join(own.fingerprint for own in sources), tuple(found))
+
+
+def _parts(
+  source: records.RecordSource, split: str, size: int, captions: bool = True
+) -> list[Part]:
+  starts = range(0, len(source), size)
+  return [Run(source, split, i, min(i + size, len(source)), captions) for i in starts]
+
+
+def _images(root: pathlib.Path) -> list[folder_source.Entry]:
+  if not root.is_dir():
+    raise records.RecordError(f"{root}: no such folder")
+  found = sorted(p for p in root.rglob("*") if p.suffix.lower() in folder_source.IMAGES)
+  return [
+    folder_source.Entry(path, path.relative_to(root).as_posix()) for path in found if path.is_file()
+  ]
+
+
+def _load(source: records.RecordSource, index: int, captions: bool) -> records.Record:
+  """One record, white space of its captions made even.
+
+  Raises: Rejected with the cause "record", "storage" or "empty_caption".
+  """
+  try:
+    record = source[index]
+  except records.RecordError as error:
+    raise Rejected("record", str(error)) from error
+  except OSError as error:
+    raise Rejected("storage", str(error)) from error
+  if not captions:
+    return record
+  texts = dict.fromkeys(" ".join(caption.split()) for caption in record.captions)
+  kept = tuple(text for text in texts if text)
+  if not kept:
+    raise Rejected("empty_caption")
+  return dataclasses.replace(record, captions=kept)
