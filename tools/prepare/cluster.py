@@ -4,12 +4,14 @@ All machines must see the source and the destination under the same paths (a sha
 what Ray carries are the tasks alone. `pip install ray` brings it; nothing else here wants it.
 """
 
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tools.prepare.jobs import PrepareError
 from tools.prepare.parallel import Task
 
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
 _AHEAD = 2  # tasks handed over, for each core of the cluster
 _RETRIES = 2  # of a task whose machine or process dies
 
@@ -33,7 +35,8 @@ class Ray:
       raise PrepareError(f"--ray {self._address}: {error}; pip install ray") from error
     try:
       if not ray.is_initialized():
-        ray.init(address=self._address, log_to_driver=False)
+        own = {"env_vars": {"PYTHONPATH": str(_ROOT)}}  # for its processes to find this module
+        ray.init(address=self._address, runtime_env=own, log_to_driver=False)
       _run(ray, tasks, report)
     except (ConnectionError, ray.exceptions.RaySystemError) as error:
       raise PrepareError(f"--ray {self._address}: no cluster there ({error})") from error
