@@ -84,11 +84,17 @@ class Preprocess:
 class Source:
   """One set of image-text pairs."""
 
-  kind: Literal["scenes", "digits", "array_record"] = "array_record"
-  path: str = ""  # folder with a manifest.json, for array_record
+  # "auto": by what lies at the path, see data/places.py; "scenes" and "digits" need no path
+  kind: Literal[
+    "auto", "scenes", "digits", "array_record", "webdataset", "parquet", "table", "tfds"
+  ] = "auto"
+  path: str = ""  # a folder or file; in an object store: gs://, s3://, https://
   split: str = "train"
   weight: float = 1.0  # share of the mixture, relative to the other sources
   records: int = 0  # how many scenes to draw; 0: all that the source has
+  image_column: str = ""  # of Parquet or a table; empty: the usual names
+  caption_column: str = ""  # the same; of WebDataset the field of its .json, of TFDS the feature
+  images: str = ""  # folder below which a table's images lie; empty: the table's own
 
 
 @dataclasses.dataclass(frozen=True)

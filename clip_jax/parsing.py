@@ -60,8 +60,13 @@ def upgrade(saved: Mapping[str, Any]) -> dict[str, Any]:
     for parent in parents:
       group = group.get(parent, {})
     group.setdefault(name, copy.deepcopy(value))
-  for task in tree.get("evaluation", {}).get("tasks", ()):
+  tasks = tree.get("evaluation", {}).get("tasks", ())
+  for task in tasks:
     task.setdefault("dataset", "")
+  named = [task["source"] for task in tasks if "source" in task]
+  for source in (*tree.get("data", {}).get("sources", ()), *named):
+    for name in ("image_column", "caption_column", "images"):
+      source.setdefault(name, "")
   if isinstance(tree["model"].get("remat"), bool):  # before there were several ways
     tree["model"]["remat"] = "full" if tree["model"]["remat"] else "none"
   return tree

@@ -18,6 +18,8 @@ LAYERS = (
     "data.cleaning",
     "data.images",
     "data.labels",
+    "data.storage",
+    "data.tables",
     "data.tar",
     "evaluation.curves",
     "evaluation.markdown",
@@ -38,6 +40,7 @@ LAYERS = (
     "cli_options",
     "collectives",
     "data.records",
+    "data.tar_index",
     "data.tokenizer",
     "evaluation.paper.published_notes",
     "evaluation.paper.results",
@@ -54,9 +57,12 @@ LAYERS = (
   ),
   (
     "data.folder_source",
+    "data.parquet_source",
     "data.scenes",
+    "data.table_source",
     "data.tar_source",
     "data.tfds_source",
+    "data.webdataset_source",
     "evaluation.datasets",
     "evaluation.encoding",
     "evaluation.paper.clip_benchmark",
@@ -69,7 +75,7 @@ LAYERS = (
     "ring",
   ),
   (
-    "data.pipeline",
+    "data.places",
     "evaluation.copies",
     "evaluation.overlap.effect",
     "evaluation.overlap.search",
@@ -87,7 +93,7 @@ LAYERS = (
     "models.vit",
   ),
   (
-    "agreement",
+    "data.pipeline",
     "evaluation.classifier",
     "evaluation.opening",
     "evaluation.probe.features",
@@ -98,6 +104,7 @@ LAYERS = (
     "models.clip",
   ),
   (
+    "agreement",
     "evaluation.embedding_map",
     "evaluation.paper.units",
     "gradients",
@@ -160,6 +167,8 @@ FENCES = {
     "evaluation.stress.weather_and_digital",
   },
   "tensorflow_datasets": {"data.tfds_source"},
+  "fsspec": {"data.storage"},
+  "pyarrow": {"data.parquet_source"},
   "tensorboardX": {"metrics"},
   "jinja2": {"evaluation.pages"},
   "argparse": {
@@ -223,6 +232,8 @@ def test_every_layer_entry_exists():
 TESTED_WITH = {
   "data.bytepairs": "tokenizer",
   "data.cleaning": "tokenizer",
+  "data.tables": "prepare_folder",
+  "data.tar_index": "webdataset_source",
   "evaluation.copies": "opening",
   "interop.layouts": "weights",
   "interop.unpickle": "archive",

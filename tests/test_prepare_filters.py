@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax.data import images, records
+from clip_jax.data import images, records, tables
 from tools.prepare import filters, jobs
 
 
@@ -42,7 +42,7 @@ PICTURE = _file(_smooth((60, 40)), "PNG")
 def test_limits_are_met_at_their_very_value(limits, reason):
   for decode in (True, False):
     if reason:
-      with pytest.raises(jobs.Rejected) as error:
+      with pytest.raises(tables.Rejected) as error:
         filters.checked(_record(PICTURE), filters.Filters(**limits), decode)
       assert error.value.reason == reason
       assert any(str(value) in error.value.detail for value in limits.values())

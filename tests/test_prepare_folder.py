@@ -11,9 +11,8 @@ import trees
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clip_jax.data import images
+from clip_jax.data import images, tables
 from tools import prepare_data
-from tools.prepare import jobs, tables
 
 
 def _folder(tmp_path: pathlib.Path, table: str | bytes, *options: str, name: str = "t.csv") -> int:
@@ -168,7 +167,7 @@ def test_as_many_rows_come_out_as_go_in(tmp_path_factory, rows, kind):
   path.write_bytes((head + "".join(row + "\n" for row in rows)).encode())
   try:
     out = len(list(tables.read(path, ["a"])))
-  except jobs.PrepareError:
+  except tables.TableError:
     assert kind != "jsonl"
     out = 0
   assert out == sum(bool(row.strip()) for row in rows) + (kind == "jsonl")

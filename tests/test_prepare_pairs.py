@@ -2,8 +2,11 @@
 
 import json
 import pathlib
+import pickle
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import rich.progress
 import trees
@@ -38,6 +41,47 @@ def test_a_prepared_folder_is_prepared_anew(tmp_path, capsys):
   error = capsys.readouterr().err
   assert "nothing was kept (25 too_small)" in error
   assert f"{place}/test-00000-of-00003.array_record record 0: too_small 20 x 30" in error
+
+
+def _as_tars(root: pathlib.Path, made: list[tuple[bytes, str]]) -> str:
+  for start in (0, 7):
+    part = {}
+    for i, (image, caption) in list(enumerate(made))[start : start + 7]:
+      part |= {f"{i:02d}.png": image, f"{i:02d}.txt": caption}
+    trees.tar(root / f"{start}.tar", part)
+  return str(root)
+
+
+def _as_parquet(root: pathlib.Path, made: list[tuple[bytes, str]]) -> str:
+  root.mkdir()
+  columns = {"image": [image for image, _ in made], "caption": [caption for _, caption in made]}
+  pyarrow.parquet.write_table(pyarrow.table(columns), root / "0.parquet", row_group_size=4)
+  return str(root)
+
+
+def _as_table(root: pathlib.Path, made: list[tuple[bytes, str]]) -> str:
+  for i, (image, _) in enumerate(made):
+    trees.write(root / f"{i:02d}.png", image)
+  rows = [json.dumps({"image": f"{i:02d}.png", "caption": c}) for i, (_, c) in enumerate(made)]
+  trees.write(root / "t.jsonl", "\n".join(rows))
+  return str(root / "t.jsonl")
+
+
+@pytest.mark.parametrize("lay", [_as_tars, _as_parquet, _as_table])
+def test_what_training_reads_in_place_is_prepared_alike(tmp_path, monkeypatch, lay):
+  """Each part is pickled, as it is for another process."""
+  monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
+  made = [(trees.png(i % 12), f"picture {i}") for i in range(14)]
+  called = source.Run.__call__
+  monkeypatch.setattr(source.Run, "__call__", lambda part: called(pickle.loads(pickle.dumps(part))))
+  place = lay(tmp_path / "raw", made)
+  command = ["pairs", place, str(tmp_path / "out"), "--deduplicate", "exact", "--workers", "1"]
+  assert prepare_data.main([*command, "--shard-records", "5"]) == 0
+  found = trees.read_all(tmp_path / "out", "train")
+  assert [(r.image, r.captions) for r in found] == [(i, (c,)) for i, c in made[:12]]
+  rejected = trees.read_rejected(tmp_path / "out")
+  assert list(rejected.values()) == ["duplicate", "duplicate"]
+  assert all(str(tmp_path / "raw") in where for where in rejected)
 
 
 class _Broken:

@@ -11,7 +11,7 @@ import pytest
 import rich.progress
 import trees
 
-from clip_jax.data import images, records
+from clip_jax.data import images, records, tables
 from tools import prepare_data
 from tools.prepare import jobs, shards
 
@@ -27,7 +27,7 @@ def _job(version: str, count: int = 10, loads: list[str] | None = None) -> jobs.
     if loads is not None:
       loads.append(f"{i}")
     if i == 3:
-      raise jobs.Rejected("ugly", "the third")
+      raise tables.Rejected("ugly", "the third")
     if i == 4:
       images.decode(b"no image")
     return records.Record(f"{i}", trees.png(i), (f"{version} {i}",))
@@ -36,7 +36,7 @@ def _job(version: str, count: int = 10, loads: list[str] | None = None) -> jobs.
     jobs.Item(f"{i}", ("test", "again") if i == 9 else ("train",), lambda i=i: load(i))
     for i in range(count)
   ]
-  plan = jobs.Plan(items, [jobs.Rejection("x", "known")])
+  plan = jobs.Plan(items, [tables.Rejection("x", "known")])
   return jobs.Job("drill", "", "", {"it": version}, {}, lambda progress: plan)
 
 
@@ -116,13 +116,13 @@ def test_a_real_sigkill_leaves_no_manifest_and_goes_on(tmp_path):
   table, photos = trees.photos(tmp_path, 12)
   code = (
     "import os, signal, sys; sys.path.insert(0, sys.argv[1])\n"
-    "from tools import prepare_data; from tools.prepare import folder\n"
-    "real, calls = folder._find, []\n"
+    "from tools import prepare_data; from clip_jax.data import tables\n"
+    "real, calls = tables.find, []\n"
     "def find(*a):\n"
     "  calls.append(a)\n"
     "  if len(calls) == 12 + 8: os.kill(os.getpid(), signal.SIGKILL)\n"
     "  return real(*a)\n"
-    "folder._find = find\n"
+    "tables.find = find\n"
     "prepare_data.main(sys.argv[2:])\n"
   )
   verb = ["folder", str(photos), str(tmp_path / "out"), "--captions", str(table)]
@@ -174,7 +174,7 @@ def test_two_at_once_are_refused(tmp_path):
 
 
 def test_nothing_kept_is_an_error_that_names_the_first(tmp_path):
-  items = [jobs.Item(f"{i}", ("train",), trees.raising(jobs.Rejected("bad"))) for i in range(3)]
+  items = [jobs.Item(f"{i}", ("train",), trees.raising(tables.Rejected("bad"))) for i in range(3)]
   job = jobs.Job("drill", "", "", {}, {}, lambda progress: jobs.Plan(items))
   with pytest.raises(jobs.PrepareError, match=r"nothing was kept \(3 bad\)[^$]*0: bad"):
     _run(job, tmp_path / "out")

@@ -24,7 +24,7 @@ import rich.progress
 if __package__ in (None, ""):
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from clip_jax import config as config_lib
-from clip_jax.data import pipeline, records, tar
+from clip_jax.data import places, records, tables, tar
 from tools.prepare import (
   clipart,
   fashion_mnist,
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _progress(console) as progress:
       manifest, news = _prepare(asked, progress)
     print(_summary(asked.dest, manifest, news))
-  except (jobs.PrepareError, records.RecordError, tar.TarError) as error:
+  except (jobs.PrepareError, records.RecordError, tables.TableError, tar.TarError) as error:
     return _failed(str(error))
   except OSError as error:
     return _failed(_explain(error, asked.dest))
@@ -124,10 +124,13 @@ def _parser() -> argparse.ArgumentParser:
   text = "tar files of images and .txt captions, as img2dataset and DataComp write them"
   tars = verbs.add_parser("webdataset", help=text, description=text)
   tars.add_argument("tars", type=pathlib.Path, metavar="DIR", help="folder of the .tar files")
-  text = "any pairs that training reads (such as a prepared folder), prepared anew"
+  text = "any pairs that training reads: WebDataset, Parquet, tables, TFDS, prepared folders"
   pairs = verbs.add_parser("pairs", help=text, description=text)
   pairs.add_argument("pairs", metavar="SOURCE", help="what Source(path=...) of a config would name")
   pairs.add_argument("--split", default="train", metavar="NAME", help="of the source (train)")
+  pairs.add_argument("--image-column", default="", metavar="NAME", help="of Parquet or a table")
+  pairs.add_argument("--caption-column", default="", metavar="NAME", help="or feature, of any kind")
+  pairs.add_argument("--images", default="", metavar="DIR", help="folder of a table's images")
   for verb in (own, tars, pairs):
     for action in common._actions:
       verb._add_action(action)
@@ -184,8 +187,14 @@ def _prepare(
   if asked.verb == "webdataset":
     return _write(webdataset.job(asked.tars), asked, progress)
   if asked.verb == "pairs":
-    where = config_lib.Source(path=asked.pairs, split=asked.split)
-    source = pipeline.open_source(where, 0, 0)
+    where = config_lib.Source(
+      path=asked.pairs,
+      split=asked.split,
+      image_column=asked.image_column,
+      caption_column=asked.caption_column,
+      images=asked.images,
+    )
+    source = places.open_files(where)
     words = f"pairs of {pathlib.PurePath(asked.pairs).name}, split {asked.split}"
     return _write(source_lib.job(source, words, asked.shard_records), asked, progress)
   if asked.verb == "mnist":

@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 
 from clip_jax import config as config_lib
-from clip_jax.data import images, records, scenes
+from clip_jax.data import images, places, records, scenes
 from clip_jax.data.tokenizer import Tokenizer
 
 _TRANSFORM_VERSION = 1  # raise it whenever the same record would give another example
@@ -45,9 +45,7 @@ def open_source(source: config_lib.Source, resolution: int, seed: int) -> record
     return scenes.Scenes(source.split, source.records, seed, max(resolution, 32))
   if source.kind == "digits":
     return scenes.Digits(source.split, max(resolution, 32))
-  if not source.path:
-    raise ValueError("a source of kind 'array_record' needs path, a folder with a manifest.json")
-  return records.ArrayRecordSource(source.path, source.split)
+  return places.open_files(source)
 
 
 @dataclasses.dataclass(frozen=True)

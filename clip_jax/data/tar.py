@@ -7,10 +7,11 @@ before anything of it is read, and a file that was cut short is an error, at wha
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 BLOCK = 512
+_EMPTY = bytes(BLOCK)
 _MAX_EXTRA_BYTES = 1_000_000  # of a pax header or a long name
 _FILE_KINDS = (b"0", b"\0", b"7")
 _DIRECTORY, _LONG_NAME, _LONG_LINK, _PAX, _PAX_OF_ALL = b"5", b"L", b"K", b"x", b"g"
@@ -36,11 +37,11 @@ class _Damaged(Exception):
 
 def check_end(path: pathlib.Path) -> None:
   """Raises: TarError when the two empty blocks that end an archive are not at its end."""
-  with path.open("rb") as file:
-    size = file.seek(0, 2)
-    file.seek(max(0, size - 2 * BLOCK))
-    if size % BLOCK or file.read() != bytes(2 * BLOCK):
-      raise _error(path, _Damaged("cut short: its last blocks are not empty"))
+  try:
+    with path.open("rb") as file:
+      _check_end(file)
+  except _Damaged as error:
+    raise _error(path, error) from error
 
 
 def members(path: pathlib.Path) -> list[Member]:
@@ -55,20 +56,48 @@ def members(path: pathlib.Path) -> list[Member]:
     raise _error(path, error) from error
 
 
-def _error(path: pathlib.Path, error: _Damaged) -> TarError:
+def scan(file: BinaryIO, name: str, seen: Callable[[bytes], object]) -> list[Member]:
+  """All members of an open archive that must have both empty blocks at its end.
+
+  `seen` gets every byte of the headers: names, sizes and times, the contents of no file.
+  Raises: TarError that calls the archive `name`; OSError.
+  """
+  try:
+    _check_end(file)
+    return list(_read(file, seen))
+  except _Damaged as error:
+    raise _error(name, error) from error
+
+
+def sample_of(name: str) -> tuple[str, str]:
+  """A member's name -> the key of its sample and its extension, after the first dot, lower case."""
+  directory, slash, base = name.rpartition("/")
+  stem, _, extension = base.partition(".")
+  return directory + slash + stem, extension.lower()
+
+
+def _error(path: pathlib.Path | str, error: _Damaged) -> TarError:
   return TarError(f"{path}: {error}; fetch it again, or move it out of the folder")
 
 
-def _read(file: BinaryIO) -> Iterator[Member]:
+def _check_end(file: BinaryIO) -> None:
+  size = file.seek(0, 2)
+  file.seek(max(0, size - 2 * BLOCK))
+  if size % BLOCK or file.read(2 * BLOCK) != bytes(2 * BLOCK):
+    raise _Damaged(f"cut short at byte {size:,}: its last blocks are not empty")
+
+
+def _read(file: BinaryIO, seen: Callable[[bytes], object] = len) -> Iterator[Member]:
   end, offset = file.seek(0, 2), 0
   extra: dict[str, str] = {}  # what the headers before a member say of it
   while True:
     file.seek(offset)
     header = file.read(BLOCK)
     if len(header) < BLOCK:
-      raise _Damaged("cut short: the empty block at its end is missing")
-    if header == bytes(BLOCK):
+      raise _Damaged(f"cut short at byte {end:,}: the empty block at its end is missing")
+    if header == _EMPTY:
       return
+    seen(header)
     _check(header, offset)
     kind, body = header[156:157], offset + BLOCK
     size = _number(header[124:136], offset)
@@ -76,11 +105,12 @@ def _read(file: BinaryIO) -> Iterator[Member]:
       size = _decimal(extra.get("size", str(size)), offset)
     offset = body + -(-size // BLOCK) * BLOCK
     if offset > end:
-      raise _Damaged(f"cut short: {size:,} bytes should follow byte {body:,}")
+      raise _Damaged(f"cut short at byte {end:,}: {size:,} bytes should follow byte {body:,}")
     if kind in (_PAX, _LONG_NAME):
       if size > _MAX_EXTRA_BYTES:
         raise _Damaged(f"{size:,} bytes of header at byte {body:,}")
       data = file.read(size)
+      seen(data)
       extra |= {"path": _text(data)} if kind == _LONG_NAME else _pax(data, body)
     elif kind not in (_PAX_OF_ALL, _LONG_LINK):
       if kind != _DIRECTORY:
@@ -90,7 +120,7 @@ def _read(file: BinaryIO) -> Iterator[Member]:
 
 
 def _check(header: bytes, offset: int) -> None:
-  unsigned = sum(header[:148]) + sum(header[156:]) + 8 * ord(" ")
+  unsigned = sum(header) - sum(header[148:156]) + 8 * ord(" ")
   if _number(header[148:156], offset) != unsigned:
     raise _Damaged(f"no tar header at byte {offset:,} (is it compressed?)")
 
@@ -100,7 +130,7 @@ def _number(field: bytes, offset: int) -> int:
   if field[0] == 0x80:
     return int.from_bytes(field[1:])
   digits = field.strip(b" \0")
-  if not all(byte in b"01234567" for byte in digits):
+  if digits.strip(b"01234567"):  # another byte among them
     raise _Damaged(f"no tar header at byte {offset:,} (is it compressed?)")
   return int(digits or b"0", 8)
 

@@ -137,12 +137,11 @@ def _samples(
   found: dict[str, dict[str, tar.Member]] = {}
   try:
     for member in tar.members(file):
-      directory, slash, name = member.name.rpartition("/")
-      stem, _, extension = name.partition(".")
-      sample = found.setdefault(directory + slash + stem, {})
-      if extension.lower() in sample:
-        raise RecordError(f"{file} sample {stem}: two members {member.name}")
-      sample[extension.lower()] = member
+      key, extension = tar.sample_of(member.name)
+      sample = found.setdefault(key, {})
+      if extension in sample:
+        raise RecordError(f"{file} sample {key}: two members {member.name}")
+      sample[extension] = member
   except tar.TarError as error:
     raise RecordError(str(error)) from error
   out = []

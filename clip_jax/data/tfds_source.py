@@ -16,6 +16,13 @@ from clip_jax.data.records import Record, RecordError
 
 Example = Mapping[str, Any]
 _KEYS = ("file_name", "filename", "image/filename", "image/file_name", "id")
+CAPTIONS = ("captions/text", "captions", "caption", "text", "texts", "title")
+_SAMPLE_BYTES = 2**20
+
+
+def no_label(example: Example) -> str | None:
+  """The label of examples that are trained on: none."""
+  del example
 
 
 def newest_version(root: pathlib.Path, name: str) -> pathlib.Path | None:
@@ -45,7 +52,8 @@ class NoSplitError(RecordError):
 class TfdsSource:
   """The records of `split` ("train+validation") of a data set's folder, in its order.
 
-  `label` makes the label of an example, of TFDS's features; captions are those it has.
+  `label` makes the label of an example, of TFDS's features; captions are those of the feature
+  `caption` ("captions/text": the texts of a sequence), none where an example lacks it.
   Raises: NoSplitError when a split is not there; RecordError when the folder cannot be read, or a
     file is not there; from a record, when it cannot be read or has no label.
   """
@@ -55,8 +63,10 @@ class TfdsSource:
     directory: str | os.PathLike[str],
     split: str,
     label: Callable[[Example], str | None],
+    caption: str = "captions/text",
   ):
     self.directory, self.split, self._label = pathlib.Path(directory), split, label
+    self._caption = caption.split("/")
     builder = _builder(self.directory)
     missing = [name for name in split.split("+") if name not in builder.info.splits]
     if missing:
@@ -99,13 +109,68 @@ class TfdsSource:
         self._data = _open(self.directory, self.split)
       example = self._data[index]
       key = next((_text(example[name]) for name in _KEYS if name in example), str(index))
-      captions = tuple(map(_text, example.get("captions", {}).get("text", ())))
+      captions = self._captions(example)
       return Record(key, example["image"], captions, self._label(example))
     except Exception as error:  # TFDS, ArrayRecord and protobuf raise theirs
       raise RecordError(f"{self.locate(index)}: {error}") from error
 
   def locate(self, index: int) -> str:
     return f"{self.directory} {self.split} record {index}"
+
+  def _captions(self, example: Example) -> tuple[str, ...]:
+    found: Any = example
+    for name in self._caption:
+      found = found.get(name, {})
+    several = not isinstance(found, (str, bytes))
+    return tuple(_text(text) for text in (found if several else [found]))
+
+
+class TfdsPairs(TfdsSource):
+  """The pairs of a split, for training: `caption` names the feature; "": the first of CAPTIONS.
+
+  Raises: as TfdsSource; RecordError naming the features when none has captions or an image.
+  """
+
+  def __init__(self, directory: str | os.PathLike[str], split: str, caption: str = ""):
+    there = _features(pathlib.Path(directory))
+    name = next((n for n in ([caption] if caption else CAPTIONS) if n in there), None)
+    if name is None or "image" not in there:
+      lacking = "feature 'image'" if name else f"caption {caption or ', '.join(CAPTIONS)}"
+      raise RecordError(
+        f"{directory}: no {lacking}; it has {', '.join(there)}; name the caption's feature in "
+        "Source(caption_column=...)"
+      )
+    super().__init__(directory, split, no_label, name)
+
+  def __repr__(self) -> str:
+    return f"TfdsPairs({self.fingerprint[:16]})"
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """The sha256 of the features, of the record files' sizes, and of their first and last MiB.
+
+    Differs: what was altered between, at the same size, goes unseen; ArrayRecord itself tells it
+    by its checksums when it is read.
+    """
+    digest = hashlib.sha256(json.dumps(["pairs", self.split, self._caption]).encode())
+    digest.update((self.directory / "features.json").read_bytes())
+    for path in self._files:
+      with path.open("rb") as file:
+        size = file.seek(0, 2)
+        digest.update(f"{path.name} {size}\n".encode())
+        for start in (0, max(0, size - _SAMPLE_BYTES)):
+          file.seek(start)
+          digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _features(directory: pathlib.Path) -> list[str]:
+  """The names of the features, those of a sequence of several as "sequence/feature"."""
+  names = []
+  for name, kind in dict(_builder(directory).info.features.items()).items():
+    inner = getattr(getattr(kind, "feature", kind), "keys", None)
+    names += [f"{name}/{part}" for part in inner()] if inner else [name]
+  return sorted(names)
 
 
 def class_names(directory: pathlib.Path, feature: str = "label") -> tuple[str, ...]:

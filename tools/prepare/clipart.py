@@ -20,7 +20,7 @@ import numpy as np
 import rich.progress
 from PIL import Image
 
-from clip_jax.data import images, records
+from clip_jax.data import images, records, tables
 from tools.prepare import captions, held_out, jobs, packages
 
 PACKAGES = {
@@ -109,7 +109,7 @@ def job(trees: Mapping[str, packages.Tree], chosen: Mapping[str, Any]) -> jobs.J
 def _plan(
   trees: Mapping[str, packages.Tree], chosen: Mapping[str, Any], progress: rich.progress.Progress
 ) -> jobs.Plan:
-  rejected: list[jobs.Rejection] = []
+  rejected: list[tables.Rejection] = []
   dropped: Counter[str] = Counter()
   sources = [
     *_clip_art(trees["openclipart-png"].root, trees["openclipart-svg"].root, rejected, dropped),
@@ -126,11 +126,11 @@ def _plan(
       crowd[record.captions] += 1
       if crowd[record.captions] > _SAME_CAPTIONS:
         first = record.captions[0]
-        raise jobs.Rejected("same_captions", f"over {_SAME_CAPTIONS} images: {first}")
-    except jobs.Rejected as error:
-      rejected.append(jobs.Rejection(source.key, error.reason, error.detail))
+        raise tables.Rejected("same_captions", f"over {_SAME_CAPTIONS} images: {first}")
+    except tables.Rejected as error:
+      rejected.append(tables.Rejection(source.key, error.reason, error.detail))
     except images.ImageError as error:
-      rejected.append(jobs.Rejection(source.key, error.cause, str(error)))
+      rejected.append(tables.Rejection(source.key, error.cause, str(error)))
     else:
       found.append(record)
       pixels.append(small)
@@ -149,7 +149,7 @@ def _same(record: records.Record) -> records.Record:
 def _clip_art(
   png: pathlib.Path,
   svg: pathlib.Path,
-  rejected: list[jobs.Rejection],
+  rejected: list[tables.Rejection],
   dropped: Counter[str],
 ) -> list[_Source]:
   """All PNG files whose SVG has something to say."""
@@ -158,24 +158,24 @@ def _clip_art(
     key = path.relative_to(png).as_posix().removesuffix(".png")
     if path.is_symlink():
       target = os.readlink(path)
-      rejected.append(jobs.Rejection(f"openclipart/{key}", "alias", f"a link to {target}"))
+      rejected.append(tables.Rejection(f"openclipart/{key}", "alias", f"a link to {target}"))
       continue
     try:
       metadata[key] = captions.read_metadata(svg / f"{key}.svg")
       paths[key] = path
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
-      rejected.append(jobs.Rejection(f"openclipart/{key}", "no_metadata", str(error)))
+      rejected.append(tables.Rejection(f"openclipart/{key}", "no_metadata", str(error)))
   out = []
   for key, found in captions.of_clip_art(metadata, dropped).items():
     if found:
       out.append(_Source(f"openclipart/{key}", paths[key], found))
     else:
       title = metadata[key].title
-      rejected.append(jobs.Rejection(f"openclipart/{key}", "no_caption", f"title {title!r}"))
+      rejected.append(tables.Rejection(f"openclipart/{key}", "no_caption", f"title {title!r}"))
   return out
 
 
-def _stamps(root: pathlib.Path, rejected: list[jobs.Rejection]) -> list[_Source]:
+def _stamps(root: pathlib.Path, rejected: list[tables.Rejection]) -> list[_Source]:
   """All PNG stamps with a caption; those that are only drawn as SVG are named as left out."""
   out = []
   for path in packages.walk(root, (".png", ".svg")):
@@ -183,20 +183,20 @@ def _stamps(root: pathlib.Path, rejected: list[jobs.Rejection]) -> list[_Source]
     key = f"stamps/{name}"
     if path.suffix == ".svg":
       if not path.with_suffix(".png").exists():
-        rejected.append(jobs.Rejection(key, "svg_only", "no PNG of the same name"))
+        rejected.append(tables.Rejection(key, "svg_only", "no PNG of the same name"))
       continue
     try:
       caption = captions.of_stamp(path.with_suffix(".txt"))
     except FileNotFoundError:
-      rejected.append(jobs.Rejection(key, "no_caption", "no text beside the image"))
+      rejected.append(tables.Rejection(key, "no_caption", "no text beside the image"))
       continue
     except UnicodeDecodeError as error:
-      rejected.append(jobs.Rejection(key, "encoding", str(error)))
+      rejected.append(tables.Rejection(key, "encoding", str(error)))
       continue
     if captions.letters(caption):
       out.append(_Source(key, path, (caption,), _class_of(name)))
     else:
-      rejected.append(jobs.Rejection(key, "no_caption", f"first line {caption!r}"))
+      rejected.append(tables.Rejection(key, "no_caption", f"first line {caption!r}"))
   return out
 
 
@@ -213,15 +213,15 @@ def _read(
   Raises: ImageError; Rejected for an image without content or that another file had already.
   """
   if not source.path.resolve().is_file():
-    raise jobs.Rejected("missing_file")
+    raise tables.Rejected("missing_file")
   image = images.as_image(source.path)
   image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
   if len(image.getcolors(max_side**2) or ()) == 1:
-    raise jobs.Rejected("blank", "one colour all over")
+    raise tables.Rejected("blank", "one colour all over")
   digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
   first = seen.setdefault(digest, source.key)
   if first != source.key:
-    raise jobs.Rejected("duplicate", f"the same pixels as {first}")
+    raise tables.Rejected("duplicate", f"the same pixels as {first}")
   out = io.BytesIO()
   image.save(out, "PNG", compress_level=9)
   return (

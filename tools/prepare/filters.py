@@ -10,7 +10,8 @@ from typing import Any
 from PIL import Image
 
 from clip_jax.data import images, records
-from tools.prepare.jobs import PrepareError, Rejected
+from clip_jax.data.tables import Rejected
+from tools.prepare.jobs import PrepareError
 
 _QUALITY = 95  # of JPEG
 

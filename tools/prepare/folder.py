@@ -4,19 +4,13 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-import posixpath
-import re
 from collections.abc import Sequence
-from typing import Any
 
-from clip_jax.data import images, records
-from tools.prepare import tables
-from tools.prepare.jobs import Item, Job, Plan, PrepareError, Rejected, Rejection
+from clip_jax.data import images, records, tables
+from clip_jax.data.tables import Rejected, Rejection
+from tools.prepare.jobs import Item, Job, Plan, PrepareError
 
 NAME = "folder"
-_URL = re.compile(r"^(\w[\w+.-]+:)?//|^(https?|ftp|file|data|gs|s3):", re.IGNORECASE)
-_PIPE = re.compile(r"^pipe:|^\||\|$", re.IGNORECASE)
-_DRIVE = re.compile(r"^[A-Za-z]:|^~")
 
 
 @dataclasses.dataclass
@@ -36,7 +30,8 @@ def job(
 ) -> Job:
   """The data set of a folder and its table; `columns` are those of image, caption and label.
 
-  Raises: PrepareError for a table that cannot be read or a folder that is none; OSError.
+  Raises: TableError for a table that cannot be read; PrepareError for a folder that is none;
+    OSError.
   """
   if not root.is_dir():
     raise PrepareError(f"{root}: no such folder of images")
@@ -75,9 +70,9 @@ def job(
 
 def _add(groups: dict[str, _Group], row: tables.Row) -> None:
   """Puts a row with its image. Raises: Rejected."""
-  name = _safe_name(row.fields[0])
-  found = captions_of(row.fields[1])
-  label = _text(row.fields[2], "label") if len(row.fields) > 2 else ""
+  name = tables.safe_name(row.fields[0])
+  found = tables.captions_of(row.fields[1])
+  label = tables.text_field(row.fields[2], "label") if len(row.fields) > 2 else ""
   group = groups.get(name, _Group(label=label or None))
   if group.label != (label or None):
     raise Rejected("label", f"{name}: {label!r} here, {group.label!r} in {group.rows[0]}")
@@ -89,58 +84,9 @@ def _add(groups: dict[str, _Group], row: tables.Row) -> None:
   group.rows.append(row.where)
 
 
-def captions_of(value: Any) -> list[str]:
-  """One caption or a list of them, white space made even. Raises: Rejected."""
-  texts = [_text(v, "caption") for v in (value if isinstance(value, list) else [value])]
-  found = [text for text in dict.fromkeys(texts) if text and text.casefold() != "nan"]
-  if not found:
-    raise Rejected("empty_caption")
-  return found
-
-
-def _text(value: Any, what: str) -> str:
-  if value is None:
-    return ""
-  if not isinstance(value, str):
-    raise Rejected("type", f"the {what} is {type(value).__name__}, not text")
-  return " ".join(value.split())
-
-
-def _safe_name(value: Any) -> str:
-  """A path below the folder, plain. Raises: Rejected for what is none; it is not looked up."""
-  if not isinstance(value, str) or not value.strip():
-    raise Rejected("no_image", f"{value!r} names no image")
-  name = value.strip()
-  shown = name[:200]
-  if _URL.search(name):
-    raise Rejected("url", f"{shown}: addresses are never fetched; download the images first")
-  if _PIPE.search(name):
-    raise Rejected("pipe", f"{shown}: commands are never run")
-  normal = posixpath.normpath(name.replace("\\", "/"))
-  outside = normal.startswith(("/", "../")) or normal in ("..", ".") or _DRIVE.search(name)
-  if outside or not name.isprintable():
-    raise Rejected("path", f"{shown!r} is no path below the folder")
-  return normal
-
-
-def _find(root: pathlib.Path, name: str) -> pathlib.Path:
-  """The file of that name, links followed. Raises: Rejected when it is not below `root`."""
-  try:
-    path = (root / name).resolve()
-    if not path.is_relative_to(root.resolve()):
-      raise Rejected("path", f"{name}: a link that leads out of the folder")
-    if not path.exists():
-      raise Rejected("missing_file", f"{name}: not in {root}")
-    if not path.is_file():
-      raise Rejected("not_a_file", f"{name}: no plain file")
-  except (OSError, RuntimeError) as error:  # too long a name, a circle of links
-    raise Rejected("storage", f"{name}: {error}") from error
-  return path
-
-
 def _record(root: pathlib.Path, name: str, group: _Group) -> records.Record:
   """Reads one image. Raises: Rejected, ImageError."""
-  path = _find(root, name)
+  path = tables.find(root, name)
   try:
     if path.stat().st_size > images.MAX_BYTES:
       raise images.ImageError("too_large", f"{name}: over the limit of {images.MAX_BYTES:,} bytes")
@@ -159,7 +105,7 @@ def _stamp(root: pathlib.Path, names: Sequence[str]) -> str:
   digest = hashlib.sha256()
   for name in names:
     try:
-      status = _find(root, name).stat()
+      status = tables.find(root, name).stat()
       digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
     except (Rejected, OSError):
       digest.update(f"{name} -\n".encode())

@@ -7,29 +7,13 @@ from typing import Any
 import rich.progress
 
 from clip_jax.data import records
+from clip_jax.data.tables import Rejection
 
 VERSION = 4  # raise it whenever the same source would give other records
 
 
 class PrepareError(ValueError):
   """The data cannot be prepared: what is wrong, where, what to do."""
-
-
-class Rejected(Exception):
-  """One item that is left out. `reason` is one word, for counts."""
-
-  def __init__(self, reason: str, detail: str = ""):
-    super().__init__(detail or reason)
-    self.reason, self.detail = reason, detail
-
-
-@dataclasses.dataclass(frozen=True)
-class Rejection:
-  """What `rejected.jsonl` says of one input: its name, the reason, and more where there is more."""
-
-  key: str
-  reason: str
-  detail: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from clip_jax.data import images
+from clip_jax.data.tables import Rejected
 from clip_jax.evaluation.overlap import search
 from tools.prepare import files, filters
-from tools.prepare.jobs import Part, PrepareError, Rejected
+from tools.prepare.jobs import Part, PrepareError
 
 FACTS = np.dtype(
   [

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 import numpy as np
 import rich.progress
 
+from clip_jax.data.tables import Rejection
 from tools.prepare import duplicates, look, parallel, shard_file
 from tools.prepare.filters import Filters
-from tools.prepare.jobs import Item, Listed, Part, Plan, PrepareError, Rejection
+from tools.prepare.jobs import Item, Listed, Part, Plan, PrepareError
 from tools.prepare.shard_file import VALIDATION, Pick, Shard
 from tools.prepare.source import PART_RECORDS, Evaluated
 

@@ -16,8 +16,9 @@ import numpy as np
 from array_record.python import array_record_module
 
 from clip_jax.data import images, records
+from clip_jax.data.tables import Rejected
 from tools.prepare import files, filters, look
-from tools.prepare.jobs import Item, Listed, Part, PrepareError, Rejected
+from tools.prepare.jobs import Item, Listed, Part, PrepareError
 
 VALIDATION = "validation"
 SHOWN = 100  # pairs of a split on the contact sheet

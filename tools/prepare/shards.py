@@ -24,8 +24,9 @@ from typing import Any
 import rich.progress
 
 from clip_jax.data import records
+from clip_jax.data.tables import Rejection
 from tools.prepare import files, parallel, shard_file, sheet
-from tools.prepare.jobs import Item, Job, Plan, PrepareError, Rejection
+from tools.prepare.jobs import Item, Job, Plan, PrepareError
 from tools.prepare.passes import Choices, Looked, Passes
 from tools.prepare.source import PART_RECORDS
 

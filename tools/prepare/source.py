@@ -6,7 +6,8 @@ import pathlib
 from collections.abc import Sequence
 
 from clip_jax.data import folder_source, records
-from tools.prepare.jobs import Item, Job, Part, Plan, PrepareError, Rejected
+from clip_jax.data.tables import Rejected
+from tools.prepare.jobs import Item, Job, Part, Plan, PrepareError
 
 NAME = "pairs"
 PART_RECORDS = 10_000

@@ -8,9 +8,9 @@ import functools
 import hashlib
 import pathlib
 
-from clip_jax.data import images, records, tar
-from tools.prepare import folder
-from tools.prepare.jobs import Item, Job, Plan, PrepareError, Rejected
+from clip_jax.data import images, records, tables, tar
+from clip_jax.data.tables import Rejected
+from tools.prepare.jobs import Item, Job, Plan, PrepareError
 
 NAME = "webdataset"
 _IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -49,10 +49,8 @@ def _items(path: pathlib.Path) -> list[Item]:
   """The pairs of one tar file. Raises: TarError when it cannot be read to its end."""
   pairs: dict[str, _Pair] = {}
   for member in tar.members(path):
-    directory, slash, name = member.name.rpartition("/")
-    stem, _, extension = name.partition(".")
-    pair = pairs.setdefault(directory + slash + stem, {})
-    pair.setdefault(extension.lower(), []).append(member)
+    key, extension = tar.sample_of(member.name)
+    pairs.setdefault(key, {}).setdefault(extension, []).append(member)
   return [
     Item(f"{path.stem}/{key}", ("train",), functools.partial(_record, path, key, pair))
     for key, pair in pairs.items()
@@ -71,7 +69,7 @@ def _record(path: pathlib.Path, key: str, pair: _Pair) -> records.Record:
     caption = _bytes(path, pair[_CAPTION], _MAX_CAPTION_BYTES).decode()
   except UnicodeDecodeError as error:
     raise Rejected("encoding", f"the caption is not UTF-8 at byte {error.start}") from error
-  return records.Record(f"{path.stem}/{key}", image, tuple(folder.captions_of(caption)))
+  return records.Record(f"{path.stem}/{key}", image, tuple(tables.captions_of(caption)))
 
 
 def _bytes(path: pathlib.Path, found: list[tar.Member], most: int) -> bytes:
