@@ -153,6 +153,7 @@ def test_a_test_split_by_name_stays_beside_the_validation_split(tmp_path):
     (["--against", "nowhere"], "--against nowhere: no such folder"),
     (["--against", "empty"], "no images there; want a prepared folder"),
     (["--against", "bad"], "bad/a.png: unreadable"),
+    (["--against", "bad:train"], "bad/train: no such folder"),
     (["--min-caption", "5", "--max-caption", "4"], "--min-caption 5 is over --max-caption 4"),
     (["--max-side", "1"], "nothing to see"),
   ],

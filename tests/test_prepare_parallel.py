@@ -85,5 +85,5 @@ def test_one_worker_is_this_process(tmp_path):
 
 def test_ray_that_is_not_there_is_said(monkeypatch, tmp_path):
   monkeypatch.setitem(__import__("sys").modules, "ray", None)
-  with pytest.raises(jobs.PrepareError, match="pip install ray"):
+  with pytest.raises(jobs.PrepareError, match=r"pip install -e '\.\[cluster\]'"):
     cluster.Ray("local")([_Task("a", tmp_path)], print, print)

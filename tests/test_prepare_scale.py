@@ -59,7 +59,7 @@ def _tars(folder: pathlib.Path) -> dict[str, str]:
   return left_out
 
 
-def _evaluation_sets(folder: pathlib.Path) -> list[str]:
+def _evaluation_sets(folder: pathlib.Path) -> None:
   """A folder of images and a prepared folder."""
   trees.write(folder / "images" / "below" / "a.png", _photo(900))
   trees.write(folder / "images" / "notes.txt", "no image")
@@ -68,7 +68,6 @@ def _evaluation_sets(folder: pathlib.Path) -> list[str]:
   trees.write(folder / "raw.csv", table)
   arguments = [str(folder / "raw"), str(folder / "set"), "--captions", str(folder / "raw.csv")]
   assert prepare_data.main(["folder", *arguments]) == 0
-  return ["--against", str(folder / "images"), "--against", str(folder / "set")]
 
 
 def _command(root: pathlib.Path, dest: str, workers: int) -> list[str]:
@@ -76,7 +75,7 @@ def _command(root: pathlib.Path, dest: str, workers: int) -> list[str]:
     "webdataset", str(root / "tars"), str(root / dest), "--workers", str(workers),
     "--deduplicate", "near", "--validation-fraction", str(FRACTION), "--max-side", "100",
     "--min-side", "41", "--max-aspect", "4", "--min-caption", "3", "--shard-records", "11",
-    "--against", str(root / "images"), "--against", str(root / "set"),
+    "--against", str(root / "images"), "--against", f"{root / 'set'}:train",
   ]  # fmt: skip
 
 

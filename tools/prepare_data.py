@@ -34,6 +34,7 @@ from tools.prepare import (
   options,
   packages,
   shards,
+  sheet,
   webdataset,
 )
 from tools.prepare import source as source_lib
@@ -246,6 +247,7 @@ def _summary(dest: pathlib.Path, manifest: Mapping[str, Any], news: str) -> str:
   lines += [f"    {reason:<16} {n:>7,}" for reason, n in manifest["rejected"].items()]
   if left_out:
     lines.append(f"  each by name: {dest / shards.REJECTED}")
+  lines.append(f"  look at some: {dest / sheet.NAME}")
   return "\n".join(lines)
 
 

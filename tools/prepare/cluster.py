@@ -1,7 +1,7 @@
 """The same tasks on a Ray cluster, for what is too much for one machine.
 
 All machines must see the source and the destination under the same paths (a shared file system);
-what Ray carries are the tasks alone. `pip install ray` brings it; nothing else here wants it.
+what Ray carries are the tasks alone. The extra [cluster] brings it; nothing else here wants it.
 """
 
 import pathlib
@@ -32,7 +32,7 @@ class Ray:
     try:
       import ray
     except ImportError as error:
-      raise PrepareError(f"--ray {self._address}: {error}; pip install ray") from error
+      raise PrepareError(f"--ray {self._address}: {error}; pip install -e '.[cluster]'") from error
     try:
       if not ray.is_initialized():
         own = {"env_vars": {"PYTHONPATH": str(_ROOT)}}  # for its processes to find this module

@@ -33,8 +33,8 @@ def add(parser: argparse.ArgumentParser) -> None:
   )  # fmt: skip
   group.add_argument(
     "--against", action="append", default=[], metavar="EVALSET",
-    help="leave out images that look nearly like one of this prepared folder or folder of images; "
-    "may stand several times",
+    help="leave out images that look nearly like one of this prepared folder (FOLDER or "
+    "FOLDER:SPLIT) or folder of images; may stand several times",
   )  # fmt: skip
   group.add_argument(
     "--near-bits", type=bits, default=duplicates.BITS, metavar="N",
@@ -53,7 +53,7 @@ def add(parser: argparse.ArgumentParser) -> None:
   group.add_argument(
     "--ray", metavar="ADDRESS",
     help="a Ray cluster in place of processes here ('local' starts one of this machine); all its "
-    "machines must see SOURCE and DEST under the same paths; wants pip install ray",
+    "machines must see SOURCE and DEST under the same paths; wants pip install -e '.[cluster]'",
   )  # fmt: skip
 
 

@@ -38,7 +38,6 @@ class Run:
 class Evaluated:
   """The images of an evaluation set, which training data should not have."""
 
-  place: str
   fingerprint: str
   parts: tuple[Part, ...]
 
@@ -59,17 +58,21 @@ def job(source: records.RecordSource, description: str, part_records: int) -> Jo
 
 
 def evaluated(place: str) -> Evaluated:
-  """All splits of a prepared folder, or all images in a folder and in those below it.
+  """A split of a prepared folder ("FOLDER:SPLIT"), all of its splits ("FOLDER"), or all images in
+  a folder and in those below it.
 
   Raises: PrepareError when there are none; OSError.
   """
-  root = pathlib.Path(place)
+  root, split = pathlib.Path(place), ""
+  if not root.exists():
+    folder, _, split = place.rpartition(":")
+    root = pathlib.Path(folder) if folder else root
   try:
     if (root / records.MANIFEST).is_file():
-      splits = records.read_manifest(root)["splits"]
+      splits = [split] if split else list(records.read_manifest(root)["splits"])
       sources: list[records.RecordSource] = [records.ArrayRecordSource(root, s) for s in splits]
     else:
-      sources = [folder_source.FileSource(_images(root))]
+      sources = [folder_source.FileSource(_images(root / split))]
   except records.RecordError as error:
     raise PrepareError(f"--against {error}") from error
   found = [p for own in sources for p in _parts(own, "test", PART_RECORDS, captions=False)]
@@ -78,7 +81,7 @@ def evaluated(place: str) -> Evaluated:
       f"--against {place}: no images there; want a prepared folder (with {records.MANIFEST}) or a "
       f"folder of images ({', '.join(sorted(folder_source.IMAGES))})"
     )
-  return Evaluated(place, " ".join(own.fingerprint for own in sources), tuple(found))
+  return Evaluated(" ".join(own.fingerprint for own in sources), tuple(found))
 
 
 def _parts(
