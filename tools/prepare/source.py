@@ -63,10 +63,10 @@ def evaluated(place: str) -> Evaluated:
 
   Raises: PrepareError when there are none; OSError.
   """
-  root, split = pathlib.Path(place), ""
-  if not root.exists():
-    folder, _, split = place.rpartition(":")
-    root = pathlib.Path(folder) if folder else root
+  folder, colon, split = place.rpartition(":")
+  if not colon or pathlib.Path(place).exists():
+    folder, split = place, ""
+  root = pathlib.Path(folder)
   try:
     if (root / records.MANIFEST).is_file():
       splits = [split] if split else list(records.read_manifest(root)["splits"])
