@@ -85,18 +85,20 @@ def test_what_training_reads_in_place_is_prepared_alike(tmp_path, monkeypatch, l
 
 
 class _Broken:
-  """A source of three records: one good, one that is none, one that storage refuses; decoded."""
+  """One good record, already decoded; one that is none, one that storage refuses, one odd error."""
 
   fingerprint = "broken"
 
   def __len__(self):
-    return 3
+    return 4
 
   def __getitem__(self, index):
     if index == 1:
       raise records.RecordError("record 1 is none")
     if index == 2:
       raise OSError("the disk is on fire")
+    if index == 3:
+      raise RuntimeError("something odd")
     return records.Record("good", np.full((8, 9, 3), 7, np.uint8), ("a caption",))
 
   def locate(self, index):
@@ -108,10 +110,11 @@ def test_what_a_source_raises_is_named_by_file_and_record(tmp_path, choices):
   with rich.progress.Progress(disable=True) as progress:
     job = source.job(_Broken(), "broken", 2)
     manifest = shards.write(job, tmp_path, 0, progress, choices)
-  assert manifest["rejected"] == {"record": 1, "storage": 1}
+  assert manifest["rejected"] == {"record": 1, "storage": 1, "other": 1}
   assert trees.read_rejected(tmp_path) == {
     "broken.file record 1": "record",
     "broken.file record 2": "storage",
+    "broken.file record 3": "other",
   }
   (made,) = trees.read_all(tmp_path, "train")
   assert np.array_equal(np.asarray(images.decode(made.image)), np.full((8, 9, 3), 7))

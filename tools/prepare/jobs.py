@@ -6,8 +6,8 @@ from typing import Any
 
 import rich.progress
 
-from clip_jax.data import records
-from clip_jax.data.tables import Rejection
+from clip_jax.data import images, records
+from clip_jax.data.tables import Rejected, Rejection
 
 VERSION = 4  # raise it whenever the same source would give other records
 
@@ -33,6 +33,17 @@ class Item:
   @property
   def inputs(self) -> tuple[str, ...]:
     return self.origins or (self.key,)
+
+  def read(self) -> records.Record:
+    """`load`, which may meet anything in millions of inputs. Raises: Rejected, ImageError."""
+    try:
+      return self.load()
+    except (Rejected, images.ImageError):
+      raise
+    except OSError as error:
+      raise Rejected("storage", str(error)) from error
+    except Exception as error:  # of any kind: libraries that read files of strangers
+      raise Rejected("other", f"{type(error).__name__}: {error}") from error
 
 
 Part = Callable[[], Sequence[Item]]  # a run of the inputs; called in whichever process works on it

@@ -55,7 +55,7 @@ class Look:
     at = 0
     for position, item in enumerate(self.part()):
       try:
-        found = filters.checked(item.load(), self.filters)
+        found = filters.checked(item.read(), self.filters)
         json.dumps(found.record.captions, ensure_ascii=False).encode()
       except (Rejected, images.ImageError, UnicodeEncodeError) as error:
         rejected += [[name, reason(error), str(error)] for name in item.inputs]

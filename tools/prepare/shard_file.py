@@ -71,7 +71,7 @@ class Shard:
       writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
       for item in self._items():
         try:
-          record = item.load()
+          record = item.read()
           good = filters.checked(record, self.filters, decode=not self.looked)
           made = filters.stored(good, self.filters)
           writer.write(records.pack(made.record))
