@@ -107,8 +107,9 @@ class _Pool:
     self._given_up: list[str] = []
 
   def run(self, workers: int) -> None:
-    for number in range(workers):
-      self._start(number)
+    self._workers += map(_Worker, range(workers))  # all of them start before one has work
+    for worker in self._workers:
+      worker.give(self._waiting.popleft())
     while self._workers:
       ready = multiprocessing.connection.wait([worker.pipe for worker in self._workers])
       for worker in [w for w in self._workers if w.pipe in ready]:
@@ -119,11 +120,6 @@ class _Pool:
   def end(self) -> None:
     for worker in self._workers:
       worker.end()
-
-  def _start(self, number: int) -> None:
-    worker = _Worker(number)
-    self._workers.append(worker)
-    worker.give(self._waiting.popleft())
 
   def _hear(self, worker: _Worker) -> None:
     try:
@@ -160,7 +156,8 @@ class _Pool:
         "All else is done and kept; the same command goes on from here"
       )
     if self._waiting:
-      self._start(worker.number)
+      self._workers.append(_Worker(worker.number))
+      self._workers[-1].give(self._waiting.popleft())
 
 
 def _serve(pipe: Any, parent: int) -> None:
