@@ -13,13 +13,17 @@ import trees
 
 from clip_jax.data import images, records, tables
 from tools import prepare_data
-from tools.prepare import jobs, shards
+from tools.prepare import jobs, passes, shards, sheet
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 class _Killed(BaseException):
   """Stands for a kill: no handler of the program sees it."""
+
+
+def _killed(*arguments: object) -> None:
+  raise _Killed
 
 
 def _job(version: str, count: int = 10, loads: list[str] | None = None) -> jobs.Job:
@@ -40,9 +44,9 @@ def _job(version: str, count: int = 10, loads: list[str] | None = None) -> jobs.
   return jobs.Job("drill", "", "", {"it": version}, {}, lambda progress: plan)
 
 
-def _run(job: jobs.Job, folder: pathlib.Path) -> dict:
+def _run(job: jobs.Job, folder: pathlib.Path, choices: passes.Choices | None = None) -> dict:
   with rich.progress.Progress(disable=True) as progress:
-    return shards.write(job, folder, 4, progress)
+    return shards.write(job, folder, 4, progress, choices)
 
 
 def _files(folder: pathlib.Path) -> dict[str, bytes]:
@@ -62,11 +66,14 @@ def test_what_is_written_can_be_read(tmp_path):
   ]
 
 
-@pytest.mark.parametrize("older", [False, True])
-def test_killed_anywhere_it_goes_on_to_the_same_files(tmp_path, monkeypatch, older):
+TWO_PASSES = passes.Choices(deduplicate="near", validation_fraction=0.3)
+
+
+@pytest.mark.parametrize(("older", "choices"), [(False, None), (True, None), (False, TWO_PASSES)])
+def test_killed_anywhere_it_goes_on_to_the_same_files(tmp_path, monkeypatch, older, choices):
   """A kill before every single rename: never a broken data set, in the end the same bytes."""
   whole = tmp_path / "whole"
-  _run(_job("new"), whole)
+  _run(_job("new"), whole, choices)
   replace, remaining, kills = os.replace, 0, 0
 
   def dying(source, target):
@@ -84,17 +91,38 @@ def test_killed_anywhere_it_goes_on_to_the_same_files(tmp_path, monkeypatch, old
     with monkeypatch.context() as patch:
       patch.setattr(os, "replace", dying)
       try:
-        _run(_job("new"), folder)
+        _run(_job("new"), folder, choices)
         break
       except _Killed:
         kills += 1
     if (folder / "manifest.json").exists():  # then it is whole: the older one
       assert older
       assert {r.captions[0].split()[0] for r in trees.read_all(folder, "train")} == {"old"}
-    _run(_job("new"), folder)
+    _run(_job("new"), folder, choices)
     assert _files(folder) == _files(whole)
   assert kills >= 14
   assert _files(folder) == _files(whole)
+
+
+def test_what_was_damaged_since_is_done_again(tmp_path, monkeypatch):
+  """A byte of what was seen and of a shard that was written, between a kill and the next run."""
+  whole = tmp_path / "whole"
+  _run(_job("new"), whole, TWO_PASSES)
+  for pattern, offset in (("looked-*.npy", 40), ("train-00000-*.array_record", 200)):
+    loads: list[str] = []
+    folder = tmp_path / pattern[:5]
+    with monkeypatch.context() as patch:
+      patch.setattr(sheet, "write", _killed)
+      with pytest.raises(_Killed):
+        _run(_job("new", loads=loads), folder, TWO_PASSES)
+    (path,) = (folder / ".unfinished").glob(pattern)
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 4
+    path.write_bytes(data)
+    loads.clear()
+    _run(_job("new", loads=loads), folder, TWO_PASSES)
+    assert len(loads) == (10 if pattern.startswith("looked") else 4)  # the part, or the shard
+    assert _files(folder) == _files(whole)
 
 
 def test_finished_shards_are_not_made_again(tmp_path):
