@@ -45,7 +45,8 @@ class Ray:
 def _run(ray: Any, tasks: Sequence[Task], report: Callable[[int], None]) -> None:
   remote = ray.remote(max_retries=_RETRIES)(_do)
   most = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
-  waiting, running = list(reversed(tasks)), {}
+  waiting: list[Task] = list(reversed(tasks))
+  running: dict[Any, Task] = {}
   try:
     while waiting or running:
       while waiting and len(running) < most:

@@ -51,8 +51,8 @@ class Look:
 
   def __call__(self, report: Callable[[int], None]) -> None:
     rejected: list[list[str]] = []
-    rows, splits, names = [], {}, []
-    at = 0
+    splits: dict[tuple[str, ...], int] = {}
+    rows, names, at = [], [], 0
     for position, item in enumerate(self.part()):
       try:
         found = filters.checked(item.read(), self.filters)

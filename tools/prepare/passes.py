@@ -63,7 +63,7 @@ class Looked:
     start, reason = 0, self.verdicts.reason
     for part, end in enumerate(self.seen.ends):
       yield from (Rejection(*fields) for fields in self.seen.rejected(part))
-      for index in start + np.flatnonzero(reason[start:end]):
+      for index in map(int, start + np.flatnonzero(reason[start:end])):
         own = reason[index]
         elsewhere = self.evaluated if own == duplicates.IN_EVALUATION else self.seen
         _, *inputs = self.seen.names(index)
