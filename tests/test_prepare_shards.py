@@ -108,7 +108,7 @@ def test_what_was_damaged_since_is_done_again(tmp_path, monkeypatch):
   """A byte of what was seen and of a shard that was written, between a kill and the next run."""
   whole = tmp_path / "whole"
   _run(_job("new"), whole, TWO_PASSES)
-  for pattern, offset in (("looked-*.npy", 40), ("train-00000-*.array_record", 200)):
+  for pattern, offset in (("looked-*.facts", 40), ("train-00000-*.array_record", 200)):
     loads: list[str] = []
     folder = tmp_path / pattern[:5]
     with monkeypatch.context() as patch:

@@ -34,7 +34,7 @@ FACTS = np.dtype(
 class Look:
   """Looks at part `number` of the inputs and writes what it saw to `work`.
 
-  That is `<name>.npy`, FACTS [kept], `<name>.names`, a line of JSON for each (its key and its
+  That is `<name>.facts`, FACTS [kept], `<name>.names`, a line of JSON for each (its key and its
   inputs), and `<name>.json`, the last: what was left out, and their sizes.
   """
 
@@ -71,7 +71,7 @@ class Look:
     path = self.work / self.name
     facts = np.array(rows, FACTS)
     files.replace(path.with_suffix(".names"), b"".join(names))
-    files.replace(path.with_suffix(".npy"), facts.tobytes())
+    files.replace(path.with_suffix(".facts"), facts.tobytes())
     entry = {
       "kept": len(rows),
       "names_bytes": at,
@@ -99,11 +99,12 @@ def entry(look: Look) -> dict[str, Any] | None:
   path = look.work / look.name
   try:
     found = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    data = path.with_suffix(".npy").read_bytes()
+    data = path.with_suffix(".facts").read_bytes()
     whole = path.with_suffix(".names").stat().st_size == found["names_bytes"]
-  except (FileNotFoundError, ValueError, KeyError):
+    same = hashlib.sha256(data).hexdigest() == found["sha256"]
+  except (FileNotFoundError, ValueError, KeyError, TypeError):
     return None
-  return found if whole and hashlib.sha256(data).hexdigest() == found["sha256"] else None
+  return found if whole and same else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +148,7 @@ def gather(looks: Sequence[Look]) -> Seen:
     found = entry(look)
     if found is None:
       raise PrepareError(f"{look.work / look.name}.json: not there or damaged; start again")
-    part = np.frombuffer((look.work / f"{look.name}.npy").read_bytes(), FACTS)
+    part = np.frombuffer((look.work / f"{look.name}.facts").read_bytes(), FACTS)
     own = [known.setdefault(tuple(names), len(known)) for names in found["splits"]]
     total += len(part)
     parts.append(part)

@@ -160,11 +160,12 @@ def entry(shard: Shard, folder: pathlib.Path, verify: bool) -> dict[str, Any] | 
   """
   try:
     found = json.loads((shard.work / f"{shard.name}.json").read_text(encoding="utf-8"))
-  except (FileNotFoundError, ValueError):
+    size, digest = found["bytes"], found["sha256"]
+  except (FileNotFoundError, ValueError, KeyError, TypeError):
     return None
   for path in (shard.work / shard.name, folder / shard.name):
-    whole = path.is_file() and path.stat().st_size == found["bytes"]
-    if whole and (not verify or files.sha256(path) == found["sha256"]):
+    whole = path.is_file() and path.stat().st_size == size
+    if whole and (not verify or files.sha256(path) == digest):
       return found
   return None
 
