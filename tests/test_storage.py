@@ -104,6 +104,9 @@ def test_a_tar_file_is_read_by_blocks_and_never_as_a_whole(store, monkeypatch):
   spans = [tuple(map(int, asked.removeprefix("bytes=").split("-"))) for asked in store.ranges()]
   assert max(b - a + 1 for a, b in spans) <= 8192
   assert sum(b - a + 1 for a, b in spans) < 100_000 < path.stat().st_size
+  store.requests.clear()
+  assert storage.read(f"{store.url}/0.tar", 5, 20_000) == path.read_bytes()[5:20_005]
+  assert store.ranges() == ["bytes=5-8196", "bytes=8197-16388", "bytes=16389-20004"]
 
 
 @pytest.mark.parametrize("fault", ["503", "500", "429", "408", "drop", "short", "hang"])

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, TypeVar
 
 ATTEMPTS = 6  # of one request
 FIRST_SECONDS, MOST_SECONDS = 0.5, 20.0  # of the pause after a failure: doubled each time
-TIMEOUT_SECONDS = 60.0  # of one request
-BLOCK_BYTES = 4 * 2**20  # that a remote file is read by where it is read in order
+TIMEOUT_SECONDS = 30.0  # of one request
+BLOCK_BYTES = 4 * 2**20  # that are asked for at most, and where a file is read in order
 _THREADS = 16  # requests at a time
 _REMOTE = re.compile(r"[a-z][a-z0-9+]*://")
 _NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -135,7 +135,12 @@ def read(path: str, start: int, size: int) -> bytes:
   if size == 0:
     return b""
   if is_remote(path):
-    return _request(path, f"bytes {start}-{start + size - 1}", _range(start, size))
+    starts = range(start, start + size, BLOCK_BYTES)
+    sizes = [min(BLOCK_BYTES, start + size - first) for first in starts]
+    return b"".join(
+      _request(path, f"bytes {first}-{first + own - 1}", _range(first, own))
+      for first, own in zip(starts, sizes, strict=True)
+    )
   try:
     with open(path, "rb", buffering=0) as file:
       file.seek(start)

@@ -18,7 +18,7 @@ import pathlib
 import secrets
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from clip_jax.data import storage, tar
 
@@ -109,16 +109,18 @@ def open_one(file: storage.File) -> Index:
   return _existing(file) or _write(file, _build(file))
 
 
-def _places(file: storage.File) -> list[pathlib.Path]:
+def _places(file: storage.File) -> Iterator[pathlib.Path]:
   """Where the index may lie, the preferred place first."""
   remote = storage.is_remote(file.path)
+  beside = pathlib.Path(file.path + SUFFIX)
+  first = remote or os.environ.get("CLIP_JAX_CACHE")
+  if not first:
+    yield beside
   where = file.path if remote else os.path.realpath(file.path)
   name = hashlib.sha256(where.encode(errors="surrogateescape")).hexdigest()[:32] + SUFFIX
-  cached = storage.cache_folder() / "tar" / name
-  if remote:
-    return [cached]
-  beside = pathlib.Path(file.path + SUFFIX)
-  return [cached, beside] if os.environ.get("CLIP_JAX_CACHE") else [beside, cached]
+  yield storage.cache_folder() / "tar" / name
+  if first and not remote:
+    yield beside
 
 
 def _stamp(file: storage.File) -> bytes:
