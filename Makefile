@@ -12,7 +12,7 @@ ORACLES_ALONE := open_clip_torch==3.3.0
 # Without its dependencies, among which is an older Orbax than this project's.
 JAX2ONNX := jax2onnx==0.17.1
 
-.PHONY: help install install-tpu demo test lint types tests test-interop bench prepare lock clean
+.PHONY: help install install-tpu demo test lint types tests test-interop bench prepare evaluations lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -50,6 +50,11 @@ prepare: install ## fetch and prepare real images (350 MB from Debian; 11 MB wit
 	$(BIN)/python tools/prepare_data.py fashion-mnist data/fashion_mnist
 	$(BIN)/python tools/prepare_data.py clipart data/clipart
 	$(BIN)/python tools/prepare_data.py mnist data/MNIST
+
+evaluations: prepare ## train three small models on them and evaluate each in every way (30 minutes)
+	for name in demo fashion_mnist clipart; do \
+	  $(BIN)/clip-jax train --config experiments/$$name.py --workdir runs/$$name || exit 1; done
+	$(BIN)/python tools/evaluations.py
 
 lock: $(VENV)/test-installed ## write the lock files anew from setup.cfg
 	$(PIP) install pip-tools==7.6.2

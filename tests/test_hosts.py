@@ -1,5 +1,6 @@
 """Several processes as one run: real ones, over the loopback."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 import clip_jax
-from clip_jax import checkpoint, cli, hosts, metrics
+from clip_jax import checkpoint, chips, cli, hosts, metrics
 
 EXPERIMENT = """
 from clip_jax import config as c
@@ -299,6 +300,42 @@ def test_the_environment_of_a_job_set(monkeypatch):
     hosts.start()
 
 
+JOIN_BY_THE_ENVIRONMENT = """
+from clip_jax import hosts
+hosts.start()
+print(hosts.gather("who", "here"), flush=True)
+"""
+
+
+@pytest.mark.parametrize("manager", ["Slurm", "JobSet"])
+def test_what_a_manager_says_is_enough(manager):
+  port = _free_port()
+  processes = []
+  for process in range(2):
+    known = {
+      "Slurm": {
+        "SLURM_JOB_ID": str(port),  # of which JAX makes the port
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(process),
+        "SLURM_LOCALID": str(process),
+      },
+      "JobSet": {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": str(process),
+      },
+    }[manager]
+    command = [sys.executable, "-c", JOIN_BY_THE_ENVIRONMENT]
+    environment = {**os.environ, **known, "JAX_PLATFORMS": "cpu"}
+    processes.append(
+      subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    )
+  said = [process.communicate(timeout=100)[0] for process in processes]
+  assert said == ["['here', 'here']\n"] * 2
+
+
 JOIN = """
 import os, sys, time
 from clip_jax import hosts
@@ -401,3 +438,16 @@ def test_alone_nothing_is_asked():
   assert hosts.sum_over_hosts(rows) is rows
   with hosts.watched():
     assert jax.process_count() == 1
+
+
+def test_chips_without_their_driver_are_not_passed_over(monkeypatch):
+  """JAX would train on the CPU, each host for itself."""
+  found = "num_available_tpu_chips_and_device_id"
+  monkeypatch.setattr(chips.hardware_utils, found, lambda: (4, 1))
+  monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+  monkeypatch.setenv("JAX_PLATFORMS", "")
+  monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+  with pytest.raises(hosts.HostsError, match=r"4 TPU chips are here, and libtpu, .* install-tpu"):
+    hosts.start(processes=1)
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  hosts.start(processes=1)

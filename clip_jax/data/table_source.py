@@ -171,7 +171,7 @@ def _rows(stream: BinaryIO) -> tuple[np.ndarray, np.ndarray, str]:
     chunk = stream.read(_CHUNK_BYTES)
     digest.update(chunk)
     data = rest + chunk
-    ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
+    ends: np.ndarray = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
     if not chunk and data:
       ends = np.array([len(data)])  # a last line without an end
     begins = np.concatenate([np.zeros(1, np.int64), ends[:-1]]) if len(ends) else ends

@@ -9,20 +9,16 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from clip_jax.data import contents
 from clip_jax.data.records import Record, RecordError
 
 Example = Mapping[str, Any]
 _KEYS = ("file_name", "filename", "image/filename", "image/file_name", "id")
 CAPTIONS = ("captions/text", "captions", "caption", "text", "texts", "title")
 _SAMPLE_BYTES = 2**20
-
-
-def no_label(example: Example) -> str | None:
-  """The label of examples that are trained on: none."""
-  del example
 
 
 def newest_version(root: pathlib.Path, name: str) -> pathlib.Path | None:
@@ -49,11 +45,11 @@ class NoSplitError(RecordError):
   """A copy that was made without the split."""
 
 
-class TfdsSource:
+class TfdsSource(contents.Contents):
   """The records of `split` ("train+validation") of a data set's folder, in its order.
 
-  `label` makes the label of an example, of TFDS's features; captions are those of the feature
-  `caption` ("captions/text": the texts of a sequence), none where an example lacks it.
+  `label` makes the label of an example, of TFDS's features (None: they get none); captions are
+  those of the feature `caption` ("captions/text": the texts of a sequence), if it is there.
   Raises: NoSplitError when a split is not there; RecordError when the folder cannot be read, or a
     file is not there; from a record, when it cannot be read or has no label.
   """
@@ -62,7 +58,7 @@ class TfdsSource:
     self,
     directory: str | os.PathLike[str],
     split: str,
-    label: Callable[[Example], str | None],
+    label: Callable[[Example], str | None] | None,
     caption: str = "captions/text",
   ):
     self.directory, self.split, self._label = pathlib.Path(directory), split, label
@@ -89,14 +85,10 @@ class TfdsSource:
   def __getstate__(self) -> dict[str, Any]:
     return {**self.__dict__, "_data": None}
 
-  @functools.cached_property
-  def fingerprint(self) -> str:
-    """The sha256 of the record files and the class names; reads all of them."""
-    digest = hashlib.sha256(json.dumps(self.split).encode())
-    for path in [*sorted(self.directory.glob("*.labels.txt")), *self._files]:
-      with path.open("rb") as file:
-        digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+  def parts(self) -> Iterator[str | pathlib.Path]:
+    yield json.dumps(self.split)
+    yield from sorted(self.directory.glob("*.labels.txt"))
+    yield from self._files
 
   def __len__(self) -> int:
     return self._length
@@ -110,7 +102,8 @@ class TfdsSource:
       example = self._data[index]
       key = next((_text(example[name]) for name in _KEYS if name in example), str(index))
       captions = self._captions(example)
-      return Record(key, example["image"], captions, self._label(example))
+      label = self._label(example) if self._label else None
+      return Record(key, example["image"], captions, label)
     except Exception as error:  # TFDS, ArrayRecord and protobuf raise theirs
       raise RecordError(f"{self.locate(index)}: {error}") from error
 
@@ -140,7 +133,7 @@ class TfdsPairs(TfdsSource):
         f"{directory}: no {lacking}; it has {', '.join(there)}; name the caption's feature in "
         "Source(caption_column=...)"
       )
-    super().__init__(directory, split, no_label, name)
+    super().__init__(directory, split, None, name)
 
   def __repr__(self) -> str:
     return f"TfdsPairs({self.fingerprint[:16]})"
