@@ -202,13 +202,13 @@ def test_a_finished_folder_is_left_alone_until_something_changes(tmp_path, capsy
   verb = ["folder", str(photos), str(tmp_path / "out"), "--captions", str(table)]
   assert prepare_data.main(verb) == 0
   marker = tmp_path / "out" / "manifest.json"
-  first = marker.stat().st_ino
+  first = marker.stat().st_mtime_ns
   assert prepare_data.main(verb) == 0
   assert "already there" in capsys.readouterr().out
-  assert marker.stat().st_ino == first
+  assert marker.stat().st_mtime_ns == first
   trees.write(photos / "1.png", trees.png(77))
   assert prepare_data.main(verb) == 0
   assert trees.read_all(tmp_path / "out", "train")[1].image == trees.png(77)
-  second = marker.stat().st_ino
+  second = marker.stat().st_mtime_ns
   assert prepare_data.main([*verb, "--force"]) == 0
-  assert marker.stat().st_ino != second
+  assert marker.stat().st_mtime_ns != second

@@ -11,11 +11,12 @@ import trees
 
 from clip_jax.data import images, records
 from tools import prepare_data
-from tools.prepare import shards
+from tools.prepare import jobs, shards
 
 
 def _prepare(folder: pathlib.Path, *options: str) -> int:
-  return prepare_data.main(["webdataset", str(folder / "tars"), str(folder / "out"), *options])
+  places = [str(folder / "tars"), str(folder / "out")]
+  return prepare_data.main(["webdataset", *places, "--workers", "1", *options])
 
 
 def test_pairs_become_records_one_shard_a_tar_file(tmp_path, capsys):
@@ -146,16 +147,16 @@ class _Killed(BaseException):
 def test_a_killed_run_reads_no_finished_part_again(tmp_path):
   read: list[int] = []
 
-  def part(i: int, stop: bool) -> list[shards.Item]:
+  def part(i: int, stop: bool) -> list[jobs.Item]:
     read.append(i)
     if stop and i == 2:
       raise _Killed
     record = records.Record(f"{i}", trees.png(i), ("a picture",))
-    return [shards.Item(f"{i}", ("train",), lambda: record)]
+    return [jobs.Item(f"{i}", ("train",), lambda: record)]
 
-  def job(stop: bool) -> shards.Job:
-    plan = shards.Plan(parts=[functools.partial(part, i, stop) for i in range(4)])
-    return shards.Job("drill", "", "", {}, {}, lambda progress: plan)
+  def job(stop: bool) -> jobs.Job:
+    plan = jobs.Plan(parts=[functools.partial(part, i, stop) for i in range(4)])
+    return jobs.Job("drill", "", "", {}, {}, lambda progress: plan)
 
   with rich.progress.Progress(disable=True) as progress:
     with pytest.raises(_Killed):

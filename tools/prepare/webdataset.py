@@ -10,7 +10,7 @@ import pathlib
 
 from clip_jax.data import images, records, tables, tar
 from clip_jax.data.tables import Rejected
-from tools.prepare.shards import Item, Job, Plan, PrepareError
+from tools.prepare.jobs import Item, Job, Plan, PrepareError
 
 NAME = "webdataset"
 _IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -58,14 +58,13 @@ def _items(path: pathlib.Path) -> list[Item]:
 
 
 def _record(path: pathlib.Path, key: str, pair: _Pair) -> records.Record:
-  """Reads and checks one pair. Raises: Rejected, ImageError."""
+  """Reads one pair. Raises: Rejected."""
   kind = next((extension for extension in _IMAGES if extension in pair), None)
   if kind is None:
     raise Rejected("no_image", f"{', '.join(pair) or 'nothing'} and none of {', '.join(_IMAGES)}")
   if _CAPTION not in pair:
     raise Rejected("no_caption", f"no .{_CAPTION} beside .{kind}")
   image = _bytes(path, pair[kind], images.MAX_BYTES)
-  images.as_image(image)
   try:
     caption = _bytes(path, pair[_CAPTION], _MAX_CAPTION_BYTES).decode()
   except UnicodeDecodeError as error:
