@@ -15,6 +15,7 @@ PyTorch. Without a folder of photos the images are squares of scikit-learn's two
 """
 
 import argparse
+import functools
 import importlib.util
 import io
 import json
@@ -41,6 +42,7 @@ from tools.bench import tokenizer as bench_tokenizer
 
 _SIDE, _RESOLUTION, _SHORT_SIDE, _BATCH = 512, 224, 256, 32
 _BICUBIC = Image.Resampling.BICUBIC
+_PREPROCESS = config_lib.Preprocess()
 Transform = Callable[[Image.Image], torch.Tensor]
 Loader = Callable[[], Iterable[Any]]
 
@@ -78,13 +80,13 @@ def random_resized_crop(image: Image.Image) -> Image.Image:
   width, height = image.size
   for _ in range(10):
     area = width * height * torch.empty(1).uniform_(0.9, 1.0).item()
-    aspect = math.exp(torch.empty(1).uniform_(math.log(3 / 4), math.log(4 / 3)).item())
+    aspect = torch.empty(1).uniform_(math.log(3 / 4), math.log(4 / 3)).exp().item()
     w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
     if 0 < w <= width and 0 < h <= height:
       top = int(torch.randint(0, height - h + 1, (1,)).item())
       left = int(torch.randint(0, width - w + 1, (1,)).item())
       image = image.crop((left, top, left + w, top + h))
-      break  # a square image has no other way out: 10 misses are rare
+      break  # and else the whole of a square image
   return image.resize((_RESOLUTION, _RESOLUTION), _BICUBIC)
 
 
@@ -106,7 +108,6 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
   return image_3RR.clone().sub_(mean).div_(std)
 
 
-_PREPROCESS = config_lib.Preprocess()
 TRANSFORMS: dict[str, Transform] = {
   "RandomResizedCrop(0.9, 1)": lambda image: to_tensor(random_resized_crop(image)),
   "Resize(256), RandomCrop": lambda image: to_tensor(resize_and_random_crop(image)),
@@ -128,7 +129,7 @@ class TarPairs(torch_data.IterableDataset):
 
   def __iter__(self) -> Iterator[tuple[torch.Tensor, Any]]:
     with tarfile.open(self._path, "r|") as tar:
-      contents = (tar.extractfile(member).read() for member in tar)
+      contents = (file.read() for member in tar if (file := tar.extractfile(member)))
       for image, text in zip(contents, contents, strict=True):
         yield self._transform(whole(image)), self._tokenize(text.decode())
 
@@ -165,19 +166,22 @@ def ours(folder: pathlib.Path, short_side: int, scaled: bool) -> Loader:
 
 def stages(files: list[bytes]) -> dict[str, Callable[[], Any]]:
   """Each works through all the files once."""
-  rng = np.random.default_rng(0)
+  rng, side = np.random.default_rng(0), _RESOLUTION
+  resized_crop, crop = TRANSFORMS.values()
   steps: dict[str, Callable[[bytes], Any]] = {
     "decode, whole": images.decode,
-    "decode, scaled": lambda data: crops.decode(data, _RESOLUTION),
-    "decode and crop, whole": lambda data: images.fit(images.decode(data), _RESOLUTION, 0, rng),
-    "decode and crop, scaled": lambda data: crops.crop(
-      crops.decode(data, _RESOLUTION), _RESOLUTION, 0, rng
-    ),
+    "decode, scaled": lambda data: crops.decode(data, side),
+    "decode and crop, whole": lambda data: images.fit(images.decode(data), side, 0, rng),
+    "decode and crop, scaled": lambda data: crops.crop(crops.decode(data, side), side, 0, rng),
     "PyTorch: decode, whole": whole,
+    "PyTorch: decode, RandomResizedCrop(0.9, 1)": lambda data: resized_crop(whole(data)),
+    "PyTorch: decode, Resize(256), RandomCrop": lambda data: crop(whole(data)),
   }
-  for name, transform in TRANSFORMS.items():
-    steps[f"PyTorch: decode, {name}"] = lambda data, transform=transform: transform(whole(data))
-  return {name: lambda step=step: [step(data) for data in files] for name, step in steps.items()}
+  return {name: functools.partial(_through, step, files) for name, step in steps.items()}
+
+
+def _through(step: Callable[[bytes], Any], files: list[bytes]) -> list[Any]:
+  return [step(data) for data in files]
 
 
 def loaders(folder: pathlib.Path) -> dict[str, Loader]:
