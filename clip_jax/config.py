@@ -109,6 +109,8 @@ class Data:
   threads: int = 2  # decoding threads where workers = 0
   prefetch_batches: int = 4
   max_bad_fraction: float = 0.001  # of the records seen; past it (and past 10) the run stops
+  # JPEGs at 1/2, 1/4 or 1/8 of their size where the crop needs no more: see data/crops.py
+  scaled_decode: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,6 +49,7 @@ _LATER: dict[tuple[str, ...], Any] = {
   ("optimizer", "moments_dtype"): "float32",
   ("optimizer", "text_weights_dtype"): "float32",
   ("optimizer", "lock_image"): False,
+  ("data", "scaled_decode"): False,
 }
 
 

@@ -40,6 +40,7 @@ LAYERS = (
   (
     "cli_options",
     "collectives",
+    "data.crops",
     "data.records",
     "data.tar_index",
     "data.tokenizer",
@@ -175,6 +176,7 @@ FENCES = {
   "array_record": {"data.records"},
   "tokenizers": {"data.bytepairs"},
   "PIL": {
+    "data.crops",
     "data.images",
     "data.scenes",
     "evaluation.figures",
@@ -236,6 +238,26 @@ def test_libraries_stay_in_their_rooms(name):
   for imported in _imports(MODULES[name]):
     library = imported.split(".")[0]
     assert name in FENCES.get(library, {name}), f"{name} imports {library}"
+
+
+def test_only_training_decodes_at_a_scale():
+  """Evaluation's pixels are the original's: it reaches neither Pillow's short cuts nor the training
+  data that take them. (figures.py makes small pictures for a page.)"""
+  may_use = {
+    "draft": {"data.crops"},
+    "reducing_gap": set(),
+    "thumbnail": {"evaluation.figures"},
+    "crops": {"data.pipeline"},
+    "example_dataset": set(),
+    "host_batches": {"train"},
+  }
+  for name, tree in MODULES.items():
+    nodes = list(ast.walk(tree))
+    used = {n.attr for n in nodes if isinstance(n, ast.Attribute)}
+    used |= {n.arg for n in nodes if isinstance(n, ast.keyword)}
+    used |= {imported.rpartition(".")[2] for imported in _imports(tree)}
+    for word in used & may_use.keys():
+      assert name in may_use[word], f"{name} uses {word}"
 
 
 def test_every_layer_entry_exists():

@@ -109,6 +109,12 @@ def test_a_saved_config_gets_the_fields_that_came_later():
   assert parsing.parse(parsing.upgrade(c.to_dict(_with_image()))) == _with_image()
 
 
+def test_a_run_of_before_goes_on_with_whole_decodes():
+  saved = c.to_dict(FULL)
+  assert saved["data"].pop("scaled_decode") is True
+  assert parsing.parse(parsing.upgrade(saved)).data.scaled_decode is False
+
+
 def test_all_mistakes_are_told_together():
   tree = c.to_dict(FULL)
   del tree["seed"]

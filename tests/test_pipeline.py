@@ -1,11 +1,13 @@
 """Batches addressed by step: the same for any restart, host count and worker count (drills 1-6)."""
 
 import dataclasses
+import io
 import itertools
 import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from clip_jax import config as c
 from clip_jax.data import pipeline, records, scenes
@@ -120,6 +122,34 @@ def test_captions_and_crops_are_drawn_anew_at_every_visit():
   assert len(np.unique(batch["image"].reshape(16, -1), axis=0)) > 1
 
 
+def _photos():
+  """JPEGs of 70 x 64 pixels of noise, which crops of 28 need at half their size."""
+  rng, found = np.random.default_rng(0), []
+  for i in range(4):
+    out = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (64, 70, 3)).astype(np.uint8)).save(out, "JPEG")
+    found.append(records.Record(f"{i}", out.getvalue(), (f"photo {i}",)))
+  return records.MemorySource(found, "photos")
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_jpegs_are_decoded_as_the_config_says(scaled):
+  """The crops come from the right pixels, and are the same in worker processes."""
+  photos = _photos()
+  config = _replace_data(CONFIG, sources=CONFIG.data.sources[:1], scaled_decode=scaled)
+  batches = _batches(2, config, [photos])
+  for image, index in zip(batches[0]["image"], batches[0]["record"], strict=True):
+    file = Image.open(io.BytesIO(photos[index].image))
+    if scaled:
+      file.draft(None, (28, 28))
+      assert file.size == (35, 32)
+    resized = np.asarray(file.resize((30, 28), Image.Resampling.BICUBIC)).astype(int)
+    squares = [resized[y : y + 24, x : x + 24] for y in range(5) for x in range(7)]
+    nearest = min(np.abs(square - image).max() for square in squares)
+    assert nearest <= 1 if scaled else nearest == 0
+  _assert_same(_batches(2, _replace_data(config, workers=2), [photos]), batches)
+
+
 def test_hosts_must_divide_the_batch():
   with pytest.raises(ValueError, match="16 does not split over 3 hosts"):
     _batches(1, hosts=3)
@@ -207,6 +237,7 @@ MUTATIONS = {
     k, model=dataclasses.replace(k.model, image=dataclasses.replace(k.model.image, resolution=32))
   ),
   "train_short_side": lambda k: dataclasses.replace(k, preprocess=c.Preprocess()),
+  "transform_version": lambda k: _replace_data(k, scaled_decode=False),
   "sources": lambda k: _replace_data(
     k, sources=(dataclasses.replace(k.data.sources[0], weight=2.0), k.data.sources[1])
   ),

@@ -57,6 +57,11 @@ def decode(data: bytes) -> Image.Image:
   Differs: the original drops the alpha channel, and resizes palettes and alpha before it converts
     to RGB; the colours of invisible pixels are arbitrary, and white is what people see.
   """
+  return pixels(header(data))
+
+
+def header(data: bytes) -> Image.Image:
+  """The first half of `decode`: a file whose size is known and allowed, its pixels not yet read."""
   if not data:
     raise ImageError("empty", "no bytes at all")
   if len(data) > MAX_BYTES:
@@ -68,13 +73,18 @@ def decode(data: bytes) -> Image.Image:
   except _DECODER_ERRORS as error:
     kinds = ", ".join(FORMATS)
     raise ImageError("unreadable", f"not an image of a kind that is read ({kinds})") from error
-  width, height = image.size  # known from the header, before a pixel is decoded
+  width, height = image.size
   if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
     raise ImageError(
       "too_large", f"{width} x {height} pixels, over {MAX_PIXELS:,} or a side over {MAX_SIDE:,}"
     )
   if min(width, height) < 1:
     raise ImageError("empty", f"{width} x {height} pixels")
+  return image
+
+
+def pixels(image: Image.Image) -> Image.Image:
+  """The second half of `decode`: reads the pixels, in mode RGB."""
   try:
     image.load()
   except _DECODER_ERRORS as error:
@@ -153,29 +163,43 @@ def fit(
   not grow without bound; the central square stays the same.
   Raises: ValueError when the short side is under the resolution.
   """
+  cut, size, corner = place(image.size, resolution, short_side, rng)
+  if any(cut):
+    image = image.crop((*cut, image.width - cut[0], image.height - cut[1]))
+  if image.size != size:
+    image = image.resize(size, Image.Resampling.BICUBIC)
+  if size != (resolution, resolution):
+    image = image.crop((*corner, corner[0] + resolution, corner[1] + resolution))
+  return np.array(image)
+
+
+Pair = tuple[int, int]
+
+
+def place(
+  size: Pair, resolution: int, short_side: int = 0, rng: np.random.Generator | None = None
+) -> tuple[Pair, Pair, Pair]:
+  """Where `fit`'s square lies in an image of `size`, which is (width, height) as all pairs here.
+
+  Returns: the pixels to cut off at both ends of each side, the size to which the rest is resized,
+    and the square's left upper corner in that. Raises: as `fit`.
+  """
   short = short_side or resolution
   if short < resolution:
     raise ValueError(f"short_side {short} is under the resolution {resolution}")
-  width, height = image.size
-  cut = [_cut(side, min(width, height)) for side in (width, height)]
-  if any(cut):
-    image = image.crop((cut[0], cut[1], width - cut[0], height - cut[1]))
-    width, height = image.size
-  if min(width, height) != short:
-    # torchvision's Resize: the long side is truncated, not rounded
-    scale = (short, int(short * height / width)) if width <= height else (
-      int(short * width / height), short
-    )  # fmt: skip
-    image = image.resize(scale, Image.Resampling.BICUBIC)
-    width, height = scale
+  cut = (_cut(size[0], min(size)), _cut(size[1], min(size)))
+  width, height = size[0] - 2 * cut[0], size[1] - 2 * cut[1]
+  # torchvision's Resize: the long side is truncated, not rounded
+  if width <= height:
+    width, height = short, int(short * height / width)
+  else:
+    width, height = int(short * width / height), short
   if rng is None:
     # torchvision's CenterCrop: half-way cases go to the even number
     left, top = round((width - resolution) / 2), round((height - resolution) / 2)
   else:
     left, top = (int(rng.integers(side - resolution + 1)) for side in (width, height))
-  if (width, height) != (resolution, resolution):
-    image = image.crop((left, top, left + resolution, top + resolution))
-  return np.array(image)
+  return cut, (width, height), (left, top)
 
 
 def _cut(side: int, short: int) -> int:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgpack
@@ -203,11 +203,12 @@ class ResilientSource:
 
   The replacement is a function of the index alone, the same on every host, in every worker and at
   every restart; the element carries the cause, so that counts are exact. An exception must not
-  leave this class: grain would lose the rest of a worker's records.
+  leave this class: grain would lose the rest of a worker's records. `decode` makes an image of a
+  record's.
   """
 
-  def __init__(self, source: RecordSource):
-    self._source = source
+  def __init__(self, source: RecordSource, decode: Callable[[Any], Any] = images.as_image):
+    self._source, self._decode = source, decode
 
   def __repr__(self) -> str:
     return f"ResilientSource({self._source!r})"
@@ -216,7 +217,7 @@ class ResilientSource:
     return len(self._source)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """{image uint8 [H, W, 3], captions, key, bad, index, attempts}; `bad` is an index into CAUSES.
+    """{image, captions, key, bad, index, attempts}; `bad` is an index into CAUSES.
 
     Raises: RecordError when a hundred records in a row are bad.
     """
@@ -232,7 +233,7 @@ class ResilientSource:
       position = self._position(index, attempt)
       try:
         record = self._read(position)
-        image = np.asarray(images.as_image(record.image))
+        image = self._decode(record.image)
         captions = tuple(caption for caption in record.captions if caption.strip())
         if captions:
           fields = {"image": image, "captions": captions, "key": record.key}

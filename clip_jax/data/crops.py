@@ -1,0 +1,50 @@
+"""Training's crops, made fast: JPEGs decoded at a fraction of their size, only the crop resized.
+
+For training alone. Evaluation decodes every image whole and resizes as the original does
+(data/images.py); tests/test_layout.py lets no module but data/pipeline.py import this one, and
+`config.data.scaled_decode` turns it off.
+"""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from clip_jax.data import images
+
+
+def decode(source: Any, short_side: int) -> Image.Image:
+  """As `images.as_image`, but a JPEG's bytes at 1/2, 1/4 or 1/8 of its size where that leaves at
+  least `short_side` pixels on its short side; sides are rounded up.
+
+  The decoder leaves out the high frequencies of each block of 8x8 (libjpeg's scaled inverse DCT),
+  which is about the mean over squares of 2x2, 4x4 or 8x8 pixels, so the bicubic resize that follows
+  sees less detail near the limit of what its result can show.
+  Raises: ImageError, as the whole decode does.
+  """
+  if not isinstance(source, bytes):
+    return images.as_image(source)
+  image = images.header(source)
+  image.draft(None, (short_side, short_side))  # of JPEGs only
+  return images.pixels(image)
+
+
+def crop(
+  image: Image.Image, resolution: int, short_side: int, rng: np.random.Generator
+) -> np.ndarray:
+  """`images.fit`'s random square, without the resized pixels around it: uint8 [R, R, 3], read-only.
+
+  Pillow keeps the square's corners in float32, so of noise a value in some 400 is off by 1 of 255.
+  Args and Raises: as `images.fit`.
+  """
+  cut, size, corner = images.place(image.size, resolution, short_side, rng)
+  if any(cut):
+    image = image.crop((*cut, image.width - cut[0], image.height - cut[1]))
+  ends = (corner[0] + resolution, corner[1] + resolution)
+  if image.size == size:
+    return np.asarray(image.crop((*corner, *ends)))
+  scale = (image.width / size[0], image.height / size[1])
+  left, top = corner[0] * scale[0], corner[1] * scale[1]
+  right, bottom = min(ends[0] * scale[0], image.width), min(ends[1] * scale[1], image.height)
+  square = (resolution, resolution)
+  return np.asarray(image.resize(square, Image.Resampling.BICUBIC, (left, top, right, bottom)))
