@@ -32,6 +32,7 @@ LAYERS = (
     "interop.unpickle",
     "json_lines",
     "rounding",
+    "watchdog",
   ),
   (
     "checkpoint",
