@@ -12,7 +12,7 @@ _HEAD = """# What was tried against it
 Every way in which a training run is known to break, what is promised then, and what was measured.
 Written by `make drills`; a row that has not run says so, and a failed one fails the command.
 
-F: tests of every push. N: minutes each, in real processes (`tests/drills`). Z: fuzzing (`make fuzz`).
+F: tests of every push. N: longer ones, most of them in real processes. Z: fuzzing (`make fuzz`).
 """
 
 

@@ -31,7 +31,8 @@ def read(path: pathlib.Path) -> list[Case]:
     figures: dict[int, dict[str, float]] = {}
     for item in node.iter("property"):
       if match := re.fullmatch(r"drill (\d+) (\w+)", item.get("name", "")):
-        figures.setdefault(int(match[1]), {})[match[2]] = float(item.get("value", "nan"))
+        row, given = int(match[1]), {match[2]: float(item.get("value", "nan"))}
+        figures[row] = together([figures.get(row, {}), given])
     outcome = "failed" if bad else "skipped" if skipped else "passed"
     test = f"{node.get('file')}::{node.get('name', '').partition('[')[0]}"
     cases.append(Case(test, outcome, float(node.get("time", 0.0)), figures))
