@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import dataclasses
 import logging
+import math
 import multiprocessing
 import multiprocessing.process
 import queue
@@ -290,7 +291,7 @@ class Prefetcher:
 
   def _get(self, start: float) -> tuple[Any, BaseException | None]:
     """Waits for what the thread hands on. Raises: DataError where nothing more will come."""
-    told, ended_since = False, None
+    told, ended_since = False, math.inf
     while True:
       waited = time.perf_counter() - start
       pause = min(1.0, self._stall_seconds - waited, self._slow_seconds)
@@ -304,7 +305,7 @@ class Prefetcher:
         told = True
         _log.warning("waiting for data for %.0f s: slow storage?", waited)
       if ended := self._ended_workers():  # an exit code of 0 is no failure to grain, which waits on
-        ended_since = waited if ended_since is None else ended_since
+        ended_since = min(ended_since, waited)
         if waited - ended_since >= _LAST_WORDS_SECONDS:
           raise DataError(f"{ended}; its records are missing, so nothing more is read")
 

@@ -85,6 +85,10 @@ def test_preempted_twice(unbroken, tmp_path, drill):
 
   run, redone, back = _disturbed(tmp_path, preempt)
   assert redone == 0
+  saves = unbroken.series("seconds/checkpoint")[STEPS] / (STEPS // 5)
+  newest = unbroken.workdir / "checkpoints" / f"{STEPS}"
+  size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
+  drill(20, most_save_milliseconds=1000 * saves, most_save_bytes=size)
   _compare(run, unbroken, 20, drill, most_back_seconds=max(back))
 
 

@@ -18,7 +18,7 @@ from clip_jax import checkpoint, cli, hosts, train, train_step, watchdog
 from clip_jax import config as c
 from clip_jax.evaluation import tasks
 
-STEPS = 12
+STEPS = 30
 
 
 @pytest.fixture(scope="module")

@@ -105,7 +105,8 @@ def main() -> int:
   path = options.output / "reliability.json"
   document = json.loads(path.read_text()) if path.exists() else {"rows": {}}
   document["machine"] = _machine()
-  wanted, cases, commit = _wanted(options), [], _commit()
+  wanted, commit = _wanted(options), _commit()
+  cases: list[results.Case] = []
   for more in _run(wanted):
     cases += more
     seen = {case.test for case in cases}
