@@ -11,13 +11,14 @@ from clip_jax.data import tokenizer as tokenizer_lib
 from clip_jax.evaluation import retrieval, zero_shot
 
 CONFIG = c.Config(
-  steps=1,
+  steps=10,
   model=c.Model(
     image=c.Vision(resolution=32, patch=16, width=16, layers=1, heads=2),
     text=c.Text(context_length=16, vocab_size=600, width=16, layers=1, heads=2),
     embed_dim=12,
   ),
   data=c.Data(sources=(c.Source("scenes"),)),
+  optimizer=c.Optimizer(warmup_steps=1),
 )
 SIZES = (1, 7, 8, 9, 100)
 LAYOUTS = (  # devices, mesh, images or texts at a time

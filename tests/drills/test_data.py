@@ -71,14 +71,18 @@ def test_the_cost_of_a_bad_record(drill):
 
 
 def test_a_bit_flipped_anywhere_in_a_shard(folder, drill):
-  """Drill 7: a read of all records finds it, or it lies where nothing is."""
+  """Drill 7: a read of all records finds it, or it lies where nothing is read.
+
+  Not in the padding: these small shards are mostly zeros.
+  """
   shard = folder / "train-00000-of-00002.array_record"
   good, rng = shard.read_bytes(), random.Random(0)
   expected = [test_records._record(i) for i in range(30)]
+  filled = [at for at, byte in enumerate(good) if byte]
   detected = harmless = 0
   for _ in range(100):
     data = bytearray(good)
-    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    data[rng.choice(filled)] ^= 1 << rng.randrange(8)
     shard.write_bytes(data)
     source = records.ArrayRecordSource(folder, "train")
     told = ""
@@ -93,4 +97,4 @@ def test_a_bit_flipped_anywhere_in_a_shard(folder, drill):
       assert found == expected, "damaged data was taken for good"
       harmless += 1
   drill(7, injected=100, detected=detected, harmless=harmless)
-  assert detected > 0
+  assert detected > 80

@@ -4,15 +4,15 @@ import multiprocessing
 import os
 import re
 import signal
-import threading
 import time
 
+import breaking
 import processes
 import pytest
 import test_pipeline
 import test_train
 
-from clip_jax.data import pipeline, records, scenes
+from clip_jax.data import pipeline, scenes
 from clip_jax.data import tokenizer as tokenizer_lib
 
 STALL_SECONDS = 20.0
@@ -43,40 +43,6 @@ def test_a_killed_worker_ends_the_run(tmp_path, number, drill):
   drill(8, killed=1, most_seconds=seconds)
 
 
-class _CannotBePickled(Exception):
-  def __init__(self):
-    super().__init__("holds a lock")
-    self.lock = threading.Lock()
-
-
-class _CannotBeUnpickled(Exception):
-  def __reduce__(self):
-    return _CannotBeUnpickled._refuse, ()
-
-  @staticmethod
-  def _refuse():
-    raise RuntimeError("not to be had again")
-
-
-class _Source(records.MemorySource):
-  """Record 13 ends, stops or breaks its reader."""
-
-  mode = ""
-
-  def __getitem__(self, index):
-    if index != 13 or multiprocessing.parent_process() is None:
-      return super().__getitem__(index)
-    if self.mode == "exits":
-      os._exit(0)
-    if self.mode == "hangs":
-      threading.Event().wait()
-    raise {
-      "asks to exit": SystemExit(0),
-      "cannot be pickled": _CannotBePickled(),
-      "cannot be unpickled": _CannotBeUnpickled(),
-    }[self.mode]
-
-
 ENDS = {
   "exits": r"of 2 worker processes ended: \d+ \(exit code 0\); its records are missing",
   "hangs": rf"no batch for {STALL_SECONDS:.0f} s: a loader or its storage hangs",
@@ -86,7 +52,7 @@ ENDS = {
 def _batches(mode):
   """Ten epochs of 40 records by two workers; the bad one is among them."""
   drawn = scenes.Scenes("train", 40)
-  source = _Source([drawn[i] for i in range(40)], "memory")
+  source = breaking.Source([drawn[i] for i in range(40)], "memory")
   source.mode = mode
   config = test_pipeline._with_workers(2)
   config = test_pipeline._replace_data(config, sources=config.data.sources[:1])

@@ -29,7 +29,7 @@ CONFIG = c.Config(
   log_every_steps=1,
   model=c.Model(
     image=c.Vision(resolution=16, patch=8, width=8, layers=2, heads=2),
-    text=c.Text(context_length=12, vocab_size=560, width=8, layers=1, heads=2),
+    text=c.Text(context_length=20, vocab_size=560, width=8, layers=1, heads=2),
     embed_dim=6,
   ),
   data=c.Data(sources=(c.Source("scenes", records=40),), batch_pairs=8, tokenizer="train"),

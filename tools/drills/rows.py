@@ -88,7 +88,7 @@ _DATA = (
   Row(
     7, "data", "a shard cut short, with a flipped bit, missing, or empty",
     "an error that names file and place; never a shorter epoch without a word",
-    ("{detected} of {injected} found, {harmless} without effect (in padding)",),
+    ("{detected} of {injected} found, {harmless} without effect on any record",),
     F=(
       *_in(
         "test_records", "test_a_missing_or_cut_shard_is_found_at_once",
