@@ -1,6 +1,7 @@
 """Checkpoints: killed at any moment of a save, a bit flipped anywhere (drills 23 and 25)."""
 
 import functools
+import os
 import pathlib
 import random
 import shutil
@@ -10,54 +11,27 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+import saving
 import test_checkpoint
-import test_train
 
 from clip_jax import checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 KILLS = 26
-SAVES = """
-import sys
-import jax
-sys.path.insert(0, sys.argv[1])
-import test_damage
-from clip_jax import checkpoint
-
-checkpoints = checkpoint.Checkpoints(sys.argv[2])
-restored = checkpoints.restore_latest(*test_damage.abstract())
-step = restored.step if restored else 0
-while True:
-  step += 1
-  print("saving", step, flush=True)
-  checkpoints.save(step, *test_damage.trees(step), {})
-  checkpoints.wait()
-  print("saved", step, flush=True)
-"""
-
-
-def trees(step):
-  """Of 8 MB, other numbers for every step."""
-  rng = np.random.default_rng(step)
-  kernel, moments = (jnp.asarray(rng.normal(size=(1000, 1000)), jnp.float32) for _ in range(2))
-  return {"kernel": kernel, "bias": jnp.full(7, step, jnp.bfloat16)}, {
-    "step": jnp.int32(step),
-    "moments": moments,
-  }
-
-
-def abstract():
-  return tuple(test_checkpoint._abstract(tree) for tree in trees(0))
 
 
 def _kill(workdir, rng):
-  """One trainer that saves step after step, killed at a random moment. Returns: what it told."""
-  here = pathlib.Path(__file__).parent
-  words = [sys.executable, "-c", SAVES, str(here), str(workdir)]
-  child = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=_environment(here.parent))
+  """One process that saves step after step, killed at a random moment. Returns: what it told."""
+  here = pathlib.Path(__file__)
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(here.parents[2])}
+  child = subprocess.Popen(
+    [sys.executable, str(here.with_name("saving.py")), str(workdir)],
+    stdout=subprocess.PIPE,
+    text=True,
+    env={**environment, "XLA_FLAGS": ""},
+  )
   try:
     told = [child.stdout.readline()]  # it saves from here on
     time.sleep(rng.uniform(0, 0.5))
@@ -67,11 +41,6 @@ def _kill(workdir, rng):
   assert child.returncode == -signal.SIGKILL
   assert told[0].startswith("saving"), told
   return told
-
-
-def _environment(tests):
-  paths = [str(tests.parent), str(tests)]
-  return {**test_train._environment(), "PYTHONPATH": ":".join(paths)}
 
 
 def test_killed_at_a_random_moment_of_a_save(tmp_path, drill):
@@ -84,13 +53,15 @@ def test_killed_at_a_random_moment_of_a_save(tmp_path, drill):
     folders = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     checkpoints = checkpoint.Checkpoints(tmp_path)
     partial = folders - set(map(str, checkpoints.steps()))
-    restored = checkpoints.restore_latest(*abstract())
+    restored = checkpoints.restore_latest(*saving.abstract())
     checkpoints.close()
     assert (restored.step if restored else 0) >= newest, "a finished step was lost"
     if restored:
       newest = restored.step
       jax.tree.map(
-        np.testing.assert_array_equal, (restored.params, restored.train), trees(restored.step)
+        np.testing.assert_array_equal,
+        (restored.params, restored.train),
+        saving.trees(restored.step),
       )
     drill(23, kills=1, partial=bool(partial), restored=restored is not None, lost=0)
   assert newest > 10
