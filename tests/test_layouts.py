@@ -36,7 +36,8 @@ def model():
   """Random weights, far enough from the usual start that no two cosines are nearly the same."""
   state = train_step.init_state(CONFIG, sharding.make_mesh(devices=jax.devices()[:1]))
   rng = np.random.default_rng(0)
-  params = jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(x.dtype), state.params)
+  noise = lambda x: np.asarray(0.3 * rng.normal(size=x.shape), x.dtype)  # noqa: E731
+  params = jax.tree.map(lambda x: x + noise(x), state.params)
   drawn = scenes.Scenes("test", 100, 0, 32)
   tokenizer = tokenizer_lib.train([text for i in range(100) for text in drawn[i].captions], 600)
   return inference.Clip(CONFIG, params, tokenizer)

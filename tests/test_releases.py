@@ -51,7 +51,7 @@ def test_training_goes_on_from_it(kept):
   assert clip_jax.load(kept).step == config.steps
 
 
-def test_a_later_format_is_refused_with_advice(kept, tmp_path, drill):
+def test_a_later_format_is_refused_with_advice(kept):
   """And at once: no older step in its place, nothing moved, as its own release can go on."""
   folder = kept / "checkpoints"
   (step,) = [path.name for path in folder.iterdir() if path.name.isdecimal()]
