@@ -152,6 +152,23 @@ def test_the_short_form_runs_the_quick_rows_alone(run):
   assert set(document["rows"]) == {str(row.number) for row in ROWS if row.short}
 
 
+def test_what_pytest_has_written_elsewhere_is_taken(run, tmp_path):
+  """Rows whose tests are all in the file, and no others."""
+  junit = tmp_path / "junit.xml"
+  junit.write_text(
+    '<testsuites><testcase file="tests/test_train_step.py" time="2" '
+    'name="test_a_step_that_is_not_finite_changes_nothing[x]"><properties>'
+    '<property name="drill 15 leaves" value="9.0"/>'
+    '<property name="drill 15 differing" value="0.0"/>'
+    '</properties></testcase><testcase file="tests/test_train_step.py" time="1" '
+    'name="test_spikes_are_only_logged_by_default"/></testsuites>'
+  )
+  code, document, told = run(["--junit", str(junit)], {})
+  assert (code, list(document["rows"])) == (0, ["15"])
+  assert "15 one loss or gradient" in told.out
+  assert "9 arrays compared, 0 differ" in (tmp_path / "reliability.md").read_text()
+
+
 def test_all_of_it_makes_a_page_of_all_rows(run, tmp_path):
   code, _, told = run(["--parts", "F", "N", "Z"], {})
   page = (tmp_path / "reliability.md").read_text()

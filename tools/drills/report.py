@@ -1,9 +1,11 @@
 """Runs the drills and writes docs/reliability.md and .json.
 
 python -m tools.drills.report [--parts F N Z] [--rows 1 2 ...] [--short] [--output DIR]
+python -m tools.drills.report --junit FILE [FILE...]
 
-What is not asked for keeps the result that it has in reliability.json. Exit code 1: a drill has
-failed, or was not found.
+The second form runs nothing: it takes what a run of pytest wrote with `-o junit_family=xunit1
+--junitxml=FILE`, of all rows whose tests are in it. What is not asked for keeps the result that it
+has in reliability.json. Exit code 1: a drill has failed, or was not found.
 """
 
 import argparse
@@ -59,6 +61,14 @@ def _run(wanted: Sequence[tuple[Row, Part]]) -> Iterable[list[results.Case]]:
     yield _pytest(tests)
 
 
+def _covered(
+  wanted: Sequence[tuple[Row, Part]], cases: Sequence[results.Case]
+) -> list[tuple[Row, Part]]:
+  """Of `wanted` those whose tests are all among the cases."""
+  seen = {case.test for case in cases}
+  return [(row, part) for row, part in wanted if seen.issuperset(row.tests(part))]
+
+
 def _commit() -> str:
   git = ["git", "-C", str(ROOT)]
   name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
@@ -75,6 +85,7 @@ def _options() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
   parser.add_argument("--parts", nargs="+", choices=PARTS, default=["F", "N"])
   parser.add_argument("--rows", nargs="+", type=int, help="by number; default: all")
+  parser.add_argument("--junit", nargs="+", type=pathlib.Path, default=[], metavar="FILE")
   parser.add_argument("--short", action="store_true", help="of part N the quick rows only")
   parser.add_argument("--output", type=pathlib.Path, default=ROOT / "docs", metavar="DIR")
   options = parser.parse_args()
@@ -107,18 +118,19 @@ def main() -> int:
   document["machine"] = _machine()
   wanted, commit = _wanted(options), _commit()
   cases: list[results.Case] = []
-  for more in _run(wanted):
-    cases += more
-    seen = {case.test for case in cases}
-    for row, part in wanted:
-      if seen.issuperset(row.tests(part)):
-        found = {**results.judge(row, part, cases), "commit": commit}
-        document["rows"].setdefault(str(row.number), {})[part] = found
+
+  def record(judged: Sequence[tuple[Row, Part]]) -> None:
+    for row, part in judged:
+      found = {**results.judge(row, part, cases), "commit": commit}
+      document["rows"].setdefault(str(row.number), {})[part] = found
     _write(options.output, document)
-  for row, part in wanted:  # those of which a test never came, too
-    found = {**results.judge(row, part, cases), "commit": commit}
-    document["rows"].setdefault(str(row.number), {})[part] = found
-  _write(options.output, document)
+
+  for more in map(results.read, options.junit) if options.junit else _run(wanted):
+    cases += more
+    record(_covered(wanted, cases))
+  if options.junit:
+    wanted = _covered(wanted, cases)
+  record(wanted)  # those of which a test never came, too
   bad = 0
   for row in {row.number: row for row, _ in wanted}.values():
     found = document["rows"][str(row.number)]
