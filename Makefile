@@ -12,7 +12,12 @@ ORACLES_ALONE := open_clip_torch==3.3.0
 # Without its dependencies, among which is an older Orbax than this project's.
 JAX2ONNX := jax2onnx==0.17.1
 
-.PHONY: help install install-tpu demo test lint types tests test-interop bench prepare evaluations lock clean
+# Looks for new paths through the readers of files; the fuzzing goes on without it, by chance alone.
+FUZZER := atheris==3.0.0
+FUZZ_SECONDS ?= 30
+
+.PHONY: help install install-tpu demo test lint types tests test-interop drills drills-short fuzz \
+  bench prepare evaluations lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -40,6 +45,15 @@ tests: $(VENV)/test-installed ## pytest
 
 test-interop: $(VENV)/interop-installed ## weights in and out, and training, against the originals (3 minutes)
 	$(BIN)/python -m pytest --capture no tests/interop
+
+drills: $(VENV)/test-installed ## every promise of docs/reliability.md tried, with figures (40 minutes)
+	$(BIN)/python -m tools.drills.report --parts F N
+
+drills-short: $(VENV)/test-installed ## those of them that the tests leave out and that take seconds
+	$(BIN)/python -m tools.drills.report --parts N --short --output build/drills
+
+fuzz: $(VENV)/fuzz-installed ## damaged files for each reader, FUZZ_SECONDS=30 each
+	CLIP_JAX_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m tools.drills.report --parts Z
 
 bench: $(VENV)/test-installed ## speed of the demo's step, the pipeline, the tokenizer and training crops
 	$(BIN)/python tools/bench/tokenizer.py
@@ -94,6 +108,10 @@ $(VENV)/test-installed: requirements-test.lock $(VENV)/tpu-installed
 	$(PIP) install --require-hashes --requirement requirements-test.lock
 	$(PIP) install $(ORACLES)
 	$(PIP) install --no-deps $(ORACLES_ALONE)
+	@touch $@
+
+$(VENV)/fuzz-installed: $(VENV)/test-installed
+	$(PIP) install --only-binary :all: $(FUZZER) || echo "no $(FUZZER) for this Python: going on by chance"
 	@touch $@
 
 $(VENV)/interop-installed: requirements-interop.lock $(VENV)/test-installed

@@ -129,19 +129,24 @@ class Checkpoints:
         self._manager.close()
 
   def meta(self, step: int) -> dict[str, Any]:
-    """The facts page of one step. Raises: CheckpointError when it cannot be read."""
+    """The facts page of one step.
+
+    Raises: CheckpointError when it cannot be read; Mismatch when it is of another format.
+    """
     try:
       restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
     except Exception as error:
       raise CheckpointError(
         f"{self.folder / str(step)}: its meta cannot be read ({error})"
       ) from error
-    if restored.meta.get("format") != FORMAT:
-      raise CheckpointError(
-        f"{self.folder / str(step)}: of format {restored.meta.get('format')}, not {FORMAT}"
-      )
     if restored.meta.get("sha256") != _digest(restored.meta):
       raise CheckpointError(f"{self.folder / str(step)}: damaged, checksum differs in meta")
+    if restored.meta.get("format") != FORMAT:
+      raise Mismatch(
+        f"{self.folder / str(step)}: of format {restored.meta.get('format')}, and this release of "
+        f"clip_jax reads format {FORMAT}; go on with the release that wrote it, or export its "
+        "weights with that one and import them here"
+      )
     return restored.meta
 
   def newest_meta(self) -> tuple[int, dict[str, Any]] | None:
@@ -153,6 +158,8 @@ class Checkpoints:
     for step in reversed(self.steps()):
       try:
         return step, self.meta(step)
+      except Mismatch:
+        raise
       except CheckpointError as found:  # `restore_latest` will tell of it
         error = error or found
     if error:

@@ -22,7 +22,8 @@ _MOST_COLUMNS = 8  # of labels in a table
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs one verb. Returns: the exit code: 0; 2 after an error, which is told in one line; 130
-  after Ctrl-C; `hosts.UNFINISHED` where training stopped early and saved.
+  after Ctrl-C; `hosts.UNFINISHED` where training stopped early and saved. (A training that makes
+  no progress ends with `watchdog.STUCK`, not here.)
   """
   options, rest = cli_options.parser().parse_known_args(arguments)
   overrides = [word for word in rest if word.startswith("--config.")]
@@ -87,7 +88,8 @@ def _train_here(options: argparse.Namespace, config: Any) -> int:
   workdir, first = pathlib.Path(options.workdir), jax.process_index() == 0
   console = rich.console.Console(stderr=options.json, quiet=not first)
   experiment = pathlib.Path(options.config)
-  if not train.train(config, workdir, console, options.accept_changes, experiment):
+  changes = options.accept_changes
+  if not train.train(config, workdir, console, changes, experiment, options.stuck):
     return hosts.UNFINISHED
   facts, results = summary.finish(workdir, workdir / "report.html")
   if first:

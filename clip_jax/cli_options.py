@@ -233,13 +233,21 @@ def _add_training(
     description="Trains, evaluates and writes a report. The same command on the same workdir goes "
     "on from its newest checkpoint. A config file is Python code and is executed. Exit code 0: the "
     "run is finished; 75: it stopped early and saved, or another host died, and the same command "
-    "continues; 2: an error.",
+    "continues; 42: it made no progress, and the same command continues; 2: an error.",
   )
   train.add_argument(
     "--config", required=True, metavar="FILE", help="experiment file with get_config()"
   )
   train.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints, metrics, report")
   _add_several(train)
+  train.add_argument(
+    "--stuck",
+    type=float,
+    default=1800.0,
+    metavar="SECONDS",
+    help="the longest that a step, a checkpoint or an evaluation may take before the process shows "
+    "where it stands and ends (1800)",
+  )
   train.add_argument(
     "--accept-changes",
     action="store_true",

@@ -22,12 +22,15 @@ from clip_jax import (
   sharding,
   summary,
   train_step,
+  watchdog,
 )
 from clip_jax import config as config_lib
 from clip_jax.data import pipeline, records
 from clip_jax.data import tokenizer as tokenizer_lib
 from clip_jax.evaluation import tasks
 from clip_jax.models import clip
+
+STUCK_SECONDS = 1800.0
 
 
 class TrainingError(RuntimeError):
@@ -40,10 +43,13 @@ def train(
   console: rich.console.Console,
   accept_changes: bool = False,
   experiment: pathlib.Path | None = None,
+  stuck_seconds: float = STUCK_SECONDS,
 ) -> bool:
   """Trains from the newest checkpoint of `workdir`, or from the start, to `config.steps`.
 
-  Args: experiment, the file that the config is from, which several hosts then compare too.
+  Args: experiment, the file that the config is from, which several hosts then compare too;
+    stuck_seconds, the longest that the start, a step, a checkpoint or an evaluation may take before
+    the process ends itself (see `watchdog`).
   Returns: True when the last step is reached and saved; False when a signal ended the run early
     (its state is saved, and the same call continues).
   Raises: TrainingError, CheckpointError, DataError, HostsError, ValueError, OSError.
@@ -57,6 +63,7 @@ def train(
     stack.enter_context(_alone_in(workdir))
     tokenizer = workdir_tokenizer(config, sources, workdir)
     stop = stack.enter_context(_stop_requests(console))
+    begin = stack.enter_context(watchdog.watching(stuck_seconds))
     checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.keep)
     stack.callback(checkpoints.close)
     newest = checkpoints.newest_meta()
@@ -80,6 +87,7 @@ def train(
     previous: dict[str, jax.Array] | None = None
     stopping = False
     while done < config.steps and not stopping:
+      begin(f"step {done + 1}")
       batch = next(stream)
       with log.time("first step" if done == start else "dispatch"):
         state, current = step_fn(state, batch)
@@ -92,11 +100,15 @@ def train(
       if evaluate_now and done < config.steps:
         with log.time("evaluation"):
           model = inference.Clip(config, state.params, tokenizer, batch_stats=state.batch_stats)
-          results = tasks.run(model, config, evaluated)
+          results = []
+          for task in evaluated:
+            begin(f"the evaluation of {task.name} after step {done}")
+            results += tasks.run(model, config, [task])
           del model  # on a CPU it holds what the next step replaces
         log.write(done, tasks.figures(results))
       if done % config.checkpoint.every_steps == 0 or done == config.steps or stopping:
         rest = {"step": state.step, "opt_state": state.opt_state, "guard": state.guard}
+        begin(f"the checkpoint of step {done}")
         with log.time("checkpoint"):
           facts = {**page, **bad_records.counts()}
           checkpoints.save(done, state.params, rest, facts, state.batch_stats)

@@ -9,8 +9,26 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax  # after the switches above
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+
+@pytest.fixture
+def drill(record_property):
+  """Gives figures of a row of docs/reliability.md to tools/drills, as numbers by name.
+
+  Of a row's tests they are added up; those whose name begins with `most_` are compared, and the
+  largest counts.
+  """
+
+  def give(row: int, **figures: float) -> None:
+    for name, value in figures.items():
+      record_property(f"drill {row} {name}", float(value))
+
+  return give
+
+
 # The full comparison is `make test-interop`, which installs what it needs.
 collect_ignore = [] if importlib.util.find_spec("transformers") else ["interop"]
+collect_ignore += ["drills"]  # many minutes: `make drills` names its files, which overrides this

@@ -78,7 +78,7 @@ def test_each_host_is_named_with_what_it_has(on_hosts, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["data.sources", "evaluation.tasks"])
-def test_other_records_under_one_config(on_hosts, tmp_path, part):
+def test_other_records_under_one_config(on_hosts, tmp_path, part, drill):
   held_out = [scenes.Scenes("test", 8, 0, 32)], [scenes.Scenes("test", 9, 0, 32)]
   training = part == "data.sources"
   told = on_hosts(
@@ -91,11 +91,16 @@ def test_other_records_under_one_config(on_hosts, tmp_path, part):
     assert f'"{count} records, sha256 ' in told[0]
     assert f'" on host {host}' in told[0]
   assert re.findall(r"the data of config\.(\S+) is", told[0]) == [f"{part}.0"]
+  drill(32, fields=1, named=1)
 
 
-def test_another_vocabulary_or_start(on_hosts):
+def test_another_vocabulary_or_start(on_hosts, drill):
   original = tokenizer_lib.original()
   assert on_hosts(2, lambda _: agreement.of_start(original, 8)) == ["", ""]
   told = on_hosts(2, lambda host: agreement.of_start(original, 8 if host else None))
   message = 'the newest checkpoint is 8 on host 1, "none" on host 0'
   assert told == [f"the hosts differ, nothing was trained: {message}"] * 2
+  small = tokenizer_lib.train(["a red circle", "a blue square"], 530)
+  told = on_hosts(2, lambda host: agreement.of_start(small if host else original, 8))
+  assert all(re.search(r"the vocabulary is .* on host 1, .* on host 0$", line) for line in told)
+  drill(32, fields=2, named=2)

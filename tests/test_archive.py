@@ -182,7 +182,7 @@ class Evil:
   "call",
   [(os.system, ("touch {0}",)), (eval, ("open('{0}', 'w')",)), (pickle.loads, (b"",))],
 )
-def test_a_pickle_that_calls_is_refused_by_name(tmp_path, call, protocol):
+def test_a_pickle_that_calls_is_refused_by_name(tmp_path, call, protocol, drill):
   function, (word,) = call
   word = word.format(tmp_path / "executed") if isinstance(word, str) else word
   data = pickle.dumps({"a": Evil((function, (word,)))}, protocol)
@@ -190,6 +190,7 @@ def test_a_pickle_that_calls_is_refused_by_name(tmp_path, call, protocol):
   with pytest.raises(archive.ArchiveError, match=rf"asks for \w+\.{wanted}, .* not executed"):
     archive.read(_archive(tmp_path, data))
   assert not (tmp_path / "executed").exists()
+  drill(33, payloads=1, run=0)
 
 
 def _tensor_pickle(offset=0, shape=(2, 3), strides=(3, 1), numel=6, kind="FloatStorage", key="0"):

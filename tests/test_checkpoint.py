@@ -5,6 +5,7 @@ import os
 import pathlib
 import resource
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -100,9 +101,11 @@ def _fabricate(folder: pathlib.Path) -> None:
   (folder / "80").write_text("a file, not a folder")
 
 
-def test_partial_folders_are_passed_over(saved, caplog):
+def test_partial_folders_are_passed_over(saved, caplog, drill):
   folder = saved / "checkpoints"
+  before = len(list(folder.iterdir()))
   _fabricate(folder)
+  drill(24, folders=len(list(folder.iterdir())) - before)
   restored = _restore(saved)
   assert restored.step == 20
   _assert_equal(restored.params, _trees(20)[0])
@@ -115,11 +118,12 @@ def test_partial_folders_are_passed_over(saved, caplog):
   assert _restore(saved).step == 50
 
 
-def test_a_changed_fact_is_damage(saved, caplog):
+def test_a_changed_fact_is_damage(saved, caplog, drill):
   page = saved / "checkpoints" / "20" / "meta" / "metadata"
   page.write_text(page.read_text().replace('"steps": 60', '"steps": 61'))
   assert _restore(saved).step == 10
   assert "checksum differs in meta" in caplog.text
+  drill(25, injected=1, detected=1, by_checksum=1, harmless=0)
 
 
 @pytest.mark.parametrize("lost", ["meta", "meta/metadata"])
@@ -139,7 +143,7 @@ def _data_file(step_folder: pathlib.Path) -> pathlib.Path:
 
 @pytest.mark.parametrize("offset", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("damage", ["bit", "hole"])
-def test_damaged_data_is_not_trained_on(saved, caplog, offset, damage):
+def test_damaged_data_is_not_trained_on(saved, caplog, offset, damage, drill):
   path = _data_file(saved / "checkpoints" / "20")
   data = bytearray(path.read_bytes())
   at = int(len(data) * offset)
@@ -152,6 +156,8 @@ def test_damaged_data_is_not_trained_on(saved, caplog, offset, damage):
   assert restored.step == 10
   _assert_equal((restored.params, restored.train), _trees(10))
   assert "step before" in caplog.text
+  alone = "checksum differs in params/dense/kernel" in caplog.text
+  drill(25, injected=1, detected=1, by_checksum=alone, harmless=0)
 
 
 def test_nothing_whole_is_an_error(saved):
@@ -187,18 +193,31 @@ def test_checksum_of_parts_is_that_of_the_whole(shape, spec):
   assert checkpoint.leaves({"x": laid_out}) == checkpoint.leaves({"x": x})
 
 
-@pytest.mark.parametrize(("devices", "spec"), [(1, P()), (4, P("data")), (8, P(None, "data"))])
-def test_restores_on_another_mesh(tmp_path, devices, spec):
+@pytest.mark.parametrize(
+  ("mesh", "spec"),
+  [
+    (config_lib.Mesh(data=1), P()),
+    (config_lib.Mesh(data=4), P("data")),
+    (config_lib.Mesh(data=8), P(None, "data")),
+    (config_lib.Mesh(data=2, fsdp=4), P("fsdp")),
+    (config_lib.Mesh(data=2, fsdp=4), P("data", "fsdp")),
+    (config_lib.Mesh(data=2, fsdp=2, tensor=2), P(("data", "fsdp"), "tensor")),
+    (config_lib.Mesh(data=1, fsdp=8), P(None, "fsdp")),
+  ],
+)
+def test_restores_on_another_mesh(tmp_path, mesh, spec, drill):
   written = NamedSharding(sharding.make_mesh(devices=jax.devices()[:8]), P("data"))
   params = {"kernel": jax.device_put(jnp.arange(512.0).reshape(64, 8), written)}
   checkpoints = checkpoint.Checkpoints(tmp_path)
   checkpoints.save(1, params, {"step": jnp.int32(1)}, {})
   checkpoints.close()
-  where = NamedSharding(sharding.make_mesh(devices=jax.devices()[:devices]), spec)
+  devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor]
+  where = NamedSharding(sharding.make_mesh(mesh, devices), spec)
   wanted = {"kernel": jax.ShapeDtypeStruct((64, 8), jnp.float32, sharding=where)}
   restored = checkpoint.Checkpoints(tmp_path, read_only=True).restore_latest(wanted)
   assert restored.params["kernel"].sharding == where
   np.testing.assert_array_equal(restored.params["kernel"], params["kernel"])
+  drill(27, pairs=1, exact=1)
 
 
 def _changed(edit):
@@ -230,7 +249,7 @@ def test_another_model_is_refused_by_leaf(saved, edit, named):
   assert sorted(p.name for p in (saved / "checkpoints").iterdir()) == ["10", "20"]
 
 
-def test_a_full_disk_is_told_and_leaves_the_last_good_step(saved):
+def test_a_full_disk_is_told_and_leaves_the_last_good_step(saved, drill):
   """A file-size limit stands for a full disk (drill 26): no phantom step, the error names both."""
   checkpoints = checkpoint.Checkpoints(saved)
   checkpoints.restore_latest(*(_abstract(tree) for tree in _trees()))
@@ -239,12 +258,15 @@ def test_a_full_disk_is_told_and_leaves_the_last_good_step(saved):
   try:
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, before[1]))
     checkpoints.save(30, *_trees(30), {})
+    start = time.perf_counter()
     with pytest.raises(checkpoint.CheckpointError, match=r"step 30 could not.*step 20 is the last"):
       checkpoints.wait()
+    drill(26, most_seconds=time.perf_counter() - start)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     signal.signal(signal.SIGXFSZ, handler)
   assert checkpoints.steps() == [10, 20]
+  drill(26, phantoms=0)
   checkpoints.close()
   assert _restore(saved).step == 20
 

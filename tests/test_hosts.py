@@ -31,7 +31,7 @@ def get_config():
       text=c.Text(context_length=16, vocab_size=600, width=16, layers=1, heads=2), embed_dim=8,
     ),
     data=c.Data(
-      sources=(c.Source(kind="scenes", records=200),), batch_pairs=12, tokenizer="train"
+      sources=(c.Source(kind="scenes", records=200),), batch_pairs=16, tokenizer="train"
     ),
     optimizer=c.Optimizer(learning_rate=1e-3, warmup_steps=2),
     evaluation=c.Evaluation(
@@ -129,7 +129,8 @@ def _kill(run, victim):
   process.kill()
   began = time.monotonic()
   codes = run.wait()
-  assert time.monotonic() - began < HEARTBEAT + 60
+  seconds = time.monotonic() - began
+  assert seconds < HEARTBEAT + 60
   assert codes.pop(victim) == -signal.SIGKILL
   assert codes == [hosts.UNFINISHED] * len(codes), run.text()
   for i in set(range(len(run.processes))) - {victim}:
@@ -137,6 +138,7 @@ def _kill(run, victim):
       rf"error: host {victim} \(.*pid {process.pid}(, the coordinator)?\) .*it died; host {i} stops"
     )
     assert re.search(who, run.text(i)), run.text(i)
+  return seconds
 
 
 SAVED_LAST = "--config.checkpoint.every_steps=40"
@@ -155,21 +157,23 @@ def two(tmp_path_factory):
   """The same in two processes of two devices, weights sharded over all; SIGTERM to the second."""
   run = Run(tmp_path_factory.mktemp("two"), 2, 2, "--config.mesh.fsdp=4")
   run.wait_for(lambda: 8 in run.checkpoints())
+  began = time.monotonic()
   run.processes[1].send_signal(signal.SIGTERM)
   assert run.wait() == [hosts.UNFINISHED] * 2, run.text()
+  run.seconds_to_end = time.monotonic() - began
   return run
 
 
 @pytest.fixture(scope="module")
-def three(two, tmp_path_factory):
-  """Three processes of one device go on from there; after a checkpoint of theirs, one is killed."""
-  folder = tmp_path_factory.mktemp("three")
+def four(two, tmp_path_factory):
+  """Four processes of one device go on from there; after a checkpoint of theirs, one is killed."""
+  folder = tmp_path_factory.mktemp("four")
   shutil.copytree(two.workdir, folder / "run")
   before = two.checkpoints()[-1]
-  run = Run(folder, 3, 1, "--accept-changes")
+  run = Run(folder, 4, 1, "--accept-changes")
   # the last may be under way; the one before it is whole
   run.wait_for(lambda: sum(step > before for step in run.checkpoints()) > 1)
-  _kill(run, 2)
+  run.seconds_to_end = _kill(run, 2)
   return run
 
 
@@ -181,11 +185,12 @@ def _newest(run):
     checkpoints.close()
 
 
-def test_sigterm_on_one_host_saves_on_all(two):
+def test_sigterm_on_one_host_saves_on_all(two, drill):
   step = int(re.search(r"stopped at step (\d+) and saved", two.text(0).replace("\n", " "))[1])
   assert 8 <= step < 40
   assert _newest(two)[0] == step
   assert list(two.series("train/loss")) == list(range(1, step + 1))
+  drill(18, stops=1, lost=0, most_seconds=two.seconds_to_end)
 
 
 def test_two_hosts_evaluate_as_one(two, alone):
@@ -193,17 +198,18 @@ def test_two_hosts_evaluate_as_one(two, alone):
   assert two.figures()[8] == alone.figures()[8]
 
 
-def test_one_host_of_three_dies_and_what_they_saved_loads_in_one(two, three):
-  """Here the others name it. The checksums of the meta, which `load` compares, are of all three."""
-  assert _newest(three)[0] > _newest(two)[0]
-  model = clip_jax.load(three.workdir)
-  assert model.step == _newest(three)[0]
+def test_one_host_of_four_dies_and_what_they_saved_loads_in_one(two, four, drill):
+  """Here the others name it. The meta's checksums, which `load` compares, are of four processes."""
+  assert _newest(four)[0] > _newest(two)[0]
+  drill(30, deaths=1, most_seconds=four.seconds_to_end, most_heartbeat=HEARTBEAT)
+  model = clip_jax.load(four.workdir)
+  assert model.step == _newest(four)[0]
   assert np.isfinite(model.encode_text(["a red circle"])).all()
 
 
-def test_other_processes_and_another_mesh_go_on(alone, two, three, tmp_path):
-  """Two processes end what two and three began: losses, figures, embeddings are those of one."""
-  shutil.copytree(three.workdir, tmp_path / "run")
+def test_other_processes_and_another_mesh_go_on(alone, two, four, tmp_path):
+  """Two processes end what two and four began: losses, figures, embeddings are those of one."""
+  shutil.copytree(four.workdir, tmp_path / "run")
   rest = Run(tmp_path, 2, 2, "--config.mesh.fsdp=2", SAVED_LAST, "--accept-changes")
   assert rest.wait() == [0, 0], rest.text()
   got, expected = rest.series("train/loss"), alone.series("train/loss")
@@ -222,10 +228,10 @@ def test_other_processes_and_another_mesh_go_on(alone, two, three, tmp_path):
   np.testing.assert_allclose(embeddings, wanted, atol=1e-5)
 
 
-def test_a_coordinator_that_dies_is_named_and_ends_the_others(tmp_path):
+def test_a_coordinator_that_dies_is_named_and_ends_the_others(tmp_path, drill):
   run = Run(tmp_path, 2, 1, "--config.steps=100000", "--config.evaluation.every_steps=0")
   run.wait_for(lambda: run.workdir.is_dir() and run.series("train/loss"))
-  _kill(run, 0)
+  drill(30, deaths=1, most_seconds=_kill(run, 0), most_heartbeat=HEARTBEAT)
 
 
 def _manifest(folder, sha256):
@@ -237,7 +243,7 @@ def _manifest(folder, sha256):
   (folder / "pairs" / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_hosts_that_differ_do_not_start(tmp_path):
+def test_hosts_that_differ_do_not_start(tmp_path, drill):
   """Each thing that may differ, in one start: all are told, on both."""
   text = EXPERIMENT.replace('c.Source(kind="scenes", records=200)', 'c.Source(path="pairs")')
   other = tmp_path / "other"
@@ -266,6 +272,7 @@ def test_hosts_that_differ_do_not_start(tmp_path):
       assert re.search(message, run.text(i)), (message, run.text(i))
   assert not list(tmp_path.rglob(".shared-*"))
   assert not list((tmp_path / "run").iterdir())
+  drill(32, fields=6, named=6)  # the workdir, two of the config, its file, the code, the data
 
 
 @pytest.mark.parametrize(
@@ -365,7 +372,7 @@ def _join(address, processes, process, timeout=100, heartbeat=30):
   )
 
 
-def test_a_host_that_hangs_is_named_and_ends_the_others():
+def test_a_host_that_hangs_is_named_and_ends_the_others(drill):
   """Its connections stay open, so that nothing but its silence tells."""
   address = f"127.0.0.1:{_free_port()}"
   processes = [_join(address, 2, process, heartbeat=2) for process in range(2)]
@@ -380,6 +387,7 @@ def test_a_host_that_hangs_is_named_and_ends_the_others():
       process.communicate()
   assert processes[0].returncode == hosts.UNFINISHED
   assert f"pid {processes[1].pid}) has shown no sign of life for 2 s: it died" in said
+  drill(31, stuck=1)
 
 
 @pytest.mark.parametrize("words", ["UNKNOWN: Gloo AllGather failed", "UNAVAILABLE: gone"])

@@ -5,6 +5,8 @@ import io
 import pathlib
 import pickle
 import struct
+import subprocess
+import sys
 import zlib
 
 import jax
@@ -84,14 +86,18 @@ GOOD = {  # name: (bytes, size, mean of each channel)
 _NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
 
 
-def _header_only_png(width: int, height: int) -> bytes:
-  """A PNG that claims a size and holds almost nothing."""
+def _png_of(width: int, height: int, colour: int, packed: bytes) -> bytes:
+  """A PNG of that size whose pixels are these; `colour`: 0 grey, 2 RGB."""
   chunk = lambda kind, data: (  # noqa: E731
     struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
   )
-  size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-  pixels = chunk(b"IDAT", zlib.compress(b"\0" * 100))
-  return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + pixels + chunk(b"IEND", b"")
+  size = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+  return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+def _header_only_png(width: int, height: int) -> bytes:
+  """A PNG that claims a size and holds almost nothing."""
+  return _png_of(width, height, 2, zlib.compress(b"\0" * 100))
 
 
 def _bad_crc() -> bytes:
@@ -136,8 +142,40 @@ def test_bad_images_are_refused_by_cause(name):
   assert pickle.loads(pickle.dumps(error.value)).cause == cause  # it crosses processes
 
 
+def _bomb() -> bytes:
+  """13,000 x 13,000 pixels, all there: half a gigabyte as RGB, from under a megabyte."""
+  packer, side = zlib.compressobj(1), 13_000
+  rows = [packer.compress(bytes(side + 1)) for _ in range(side)]
+  return _png_of(side, side, 0, b"".join([*rows, packer.flush()]))
+
+
+REFUSE = """
+import resource, sys
+from clip_jax.data import images
+data = open(sys.argv[1], "rb").read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+  images.decode(data)
+except images.ImageError as error:
+  grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+  print(error.cause, grown)
+"""
+
+
+def test_refusing_a_bomb_takes_no_memory(tmp_path, drill):
+  """In a process of its own, whose peak is told by the system."""
+  bomb = tmp_path / "bomb.png"
+  bomb.write_bytes(_bomb())
+  assert bomb.stat().st_size < 1_000_000
+  done = subprocess.run([sys.executable, "-c", REFUSE, str(bomb)], capture_output=True, text=True)
+  cause, kilobytes = done.stdout.split()
+  assert cause == "too_large"
+  assert int(kilobytes) < 50_000
+  drill(11, most_megabytes=int(kilobytes) / 1000)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
-def test_damage_anywhere_gives_an_image_or_an_image_error(kind):
+def test_damage_anywhere_gives_an_image_or_an_image_error(kind, drill):
   good = _bytes(Image.fromarray(_NOISE), kind)
   rng = np.random.default_rng(1)
   for _ in range(150):
@@ -147,6 +185,7 @@ def test_damage_anywhere_gives_an_image_or_an_image_error(kind):
     cut = len(data) if rng.random() < 0.5 else int(rng.integers(len(data)))
     with contextlib.suppress(images.ImageError):  # no other exception may come out
       assert images.decode(bytes(data[:cut])).mode == "RGB"
+  drill(12, executions=150, crashes=0)
 
 
 def test_every_kind_of_source(tmp_path):

@@ -53,7 +53,17 @@ def test_lost_too_often(cloud, capsys):
 
 @pytest.mark.parametrize(
   ("codes", "verdict"),
-  [((0, 0), 0), ((75, 75), 75), ((0, 75), 75), ((75, 2, 75), 2), ((137, 75, 0), 137), ((), 1)],
+  [
+    ((0, 0), 0),
+    ((75, 75), 75),
+    ((0, 75), 75),
+    ((75, 2, 75), 2),
+    ((137, 75, 0), 137),
+    ((), 1),
+    ((42, 42), 75),
+    ((42, 0), 75),
+    ((42, 2), 2),
+  ],
 )
 def test_the_exit_codes_of_all_hosts_make_one(codes, verdict):
   assert launch_tpu.verdict(codes) == verdict

@@ -131,7 +131,15 @@ exit $highest
 
 @pytest.mark.parametrize(
   ("codes", "code", "requeued"),
-  [("0 0", 0, 0), ("75 75", 75, 1), ("0 75", 75, 1), ("75 2 75", 100, 0), ("75 137", 137, 0)],
+  [
+    ("0 0", 0, 0),
+    ("75 75", 75, 1),
+    ("0 75", 75, 1),
+    ("75 2 75", 100, 0),
+    ("75 137", 137, 0),
+    ("42 75", 75, 1),
+    ("42 2", 100, 0),
+  ],
 )
 def test_the_batch_script_goes_back_into_the_queue_while_unfinished(
   cloud, monkeypatch, tmp_path, codes, code, requeued

@@ -36,6 +36,7 @@ LAYERS = (
     "interop.unpickle",
     "json_lines",
     "rounding",
+    "watchdog",
   ),
   (
     "cli_options",

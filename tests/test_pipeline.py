@@ -1,9 +1,13 @@
 """Batches addressed by step: the same for any restart, host count and worker count (drills 1-6)."""
 
+import collections
 import dataclasses
 import io
 import itertools
+import logging
+import re
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -65,28 +69,32 @@ def test_shapes_and_dtypes(reference):
   assert not batch["bad"].any()
 
 
-def test_two_runs_agree(reference):
+def test_two_runs_agree(reference, drill):
   _assert_same(_batches(12), reference)
+  drill(1, steps=12, mismatches=0)
 
 
-def test_every_restart_continues(reference):
+def test_every_restart_continues(reference, drill):
   """Drill 2: restored at every step, images and captions (the random draws) included."""
   for start in range(12):
     _assert_same(_batches(12 - start, start=start), reference[start:])
+    drill(2, starts=1, steps=12 - start, mismatches=0)
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
 @pytest.mark.parametrize("start", [0, 5])
-def test_any_number_of_hosts_agrees(reference, hosts, start):
+def test_any_number_of_hosts_agrees(reference, hosts, start, drill):
   """Drill 3: the hosts' rows, one host after the other, are the one host's batch."""
   parts = [_batches(4, start=start, host=host, hosts=hosts) for host in range(hosts)]
   for step, rows in enumerate(zip(*parts, strict=True)):
     joined = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     _assert_same([joined], [reference[start + step]])
+    drill(3, batches=1, equal=1)
 
 
-def test_worker_processes_agree(reference):
+def test_worker_processes_agree(reference, drill):
   _assert_same(_batches(6, _with_workers(2)), reference[:6])
+  drill(1, steps=6, mismatches=0)
   _assert_same(_batches(3, _with_workers(2), start=5, host=1, hosts=2), [
     {name: value[8:] for name, value in batch.items()} for batch in reference[5:8]
   ])  # fmt: skip
@@ -178,15 +186,15 @@ def _hostile_sources():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bad_records_are_replaced_and_counted_exactly(workers):
+def test_bad_records_are_replaced_and_counted_exactly(workers, drill):
   data = dataclasses.replace(
     CONFIG.data, sources=CONFIG.data.sources[:1], workers=workers, batch_pairs=20
   )
   config = dataclasses.replace(CONFIG, data=data)
   batches = _batches(20, config, _hostile_sources())
-  assert sum((b["bad"] != 0).sum() for b in batches) == 20
-  causes = np.concatenate([b["bad"][b["bad"] != 0] for b in batches])
-  assert len(np.unique(causes)) == 4
+  causes = collections.Counter(records.CAUSES[i] for b in batches for i in b["bad"] if i)
+  assert causes == dict.fromkeys(("record", "unreadable", "caption", "storage"), 5)
+  drill(5, injected=20, counted=causes.total(), most_causes=len(causes))
   halves = [_batches(20, config, _hostile_sources(), host=h, hosts=2) for h in range(2)]
   for step, rows in enumerate(zip(*halves, strict=True)):
     joined = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
@@ -209,21 +217,24 @@ def test_a_record_that_no_example_can_be_made_of_is_replaced():
   np.testing.assert_array_equal(first["tokens"], again["tokens"])
 
 
-def test_too_many_bad_records_stop_the_run_and_are_named():
+def test_too_many_bad_records_stop_the_run_and_are_named(drill):
   sources = _hostile_sources()
   bad = pipeline.BadRecords(sources, c.Data(max_bad_fraction=0.01))
   data = dataclasses.replace(CONFIG.data, sources=CONFIG.data.sources[:1])
   batches = _batches(40, dataclasses.replace(CONFIG, data=data), sources)
 
   def count_all():
-    for batch in batches:
+    for step, batch in enumerate(batches, start=1):
+      drill(6, most_steps=step)
       bad.name(batch)
       bad.count(np.bincount(batch["bad"], minlength=10), len(batch["bad"]))
 
   with pytest.raises(
     pipeline.DataError, match=r"1\d of \d+ records \(.*caption.*\) are bad.*hostile"
-  ):
+  ) as error:
     count_all()
+  named = str(error.value).partition("the first on this host: ")[2]
+  assert len(named.split("; ")) == 10
   assert sum(bad.counts()["bad_records"].values()) > 10
 
 
@@ -249,21 +260,26 @@ def _replace_data(config, **fields):
 
 
 @pytest.mark.parametrize("field", MUTATIONS)
-def test_the_fingerprint_names_each_change(field):
+def test_the_fingerprint_names_each_change(field, drill):
   """Drill 4, with another dataset and another vocabulary below."""
   tokenizer = tokenizer_lib.original()
   before = pipeline.fingerprint(CONFIG, SOURCES, tokenizer)
   after = pipeline.fingerprint(MUTATIONS[field](CONFIG), SOURCES, tokenizer)
   assert {name for name in before if before[name] != after[name]} == {field}
+  drill(4, changed=1, named=1)
 
 
-def test_the_fingerprint_sees_the_records_and_the_vocabulary():
+def test_the_fingerprint_sees_the_records_and_the_vocabulary(drill, monkeypatch):
   tokenizer = tokenizer_lib.original()
   before = pipeline.fingerprint(CONFIG, SOURCES, tokenizer)
   others = [scenes.Scenes("train", 41), SOURCES[1]]
   assert pipeline.fingerprint(CONFIG, others, tokenizer)["sources"] != before["sources"]
   small = tokenizer_lib.train(["a red circle", "a blue square"], 530)
   assert pipeline.fingerprint(CONFIG, SOURCES, small)["tokenizer"] != before["tokenizer"]
+  monkeypatch.setattr(pipeline, "_TRANSFORM_VERSION", 99)
+  after = pipeline.fingerprint(CONFIG, SOURCES, tokenizer)
+  assert {name for name in before if before[name] != after[name]} == {"transform_version"}
+  drill(4, changed=3, named=3)
 
 
 def test_the_prefetcher_hands_on_batches_and_errors():
@@ -291,6 +307,34 @@ def test_the_prefetcher_does_not_wait_for_ever():
     next(stream)
   release.set()
   stream.close()
+
+
+def test_slow_storage_is_told_and_counted(caplog, drill):
+  """Drill 10. The storage gives a batch when the wait for it was told, and not before."""
+  told = threading.Event()
+
+  class Listener(logging.Handler):
+    def emit(self, record):
+      told.set()
+
+  def batches():
+    told.wait()
+    yield 1
+    yield 2
+
+  listener, logger = Listener(), logging.getLogger("clip_jax.data.pipeline")
+  logger.addHandler(listener)
+  stream = pipeline.Prefetcher(batches(), lambda x: x, depth=1, slow_seconds=0.2)
+  start = time.perf_counter()
+  try:
+    assert [next(stream), next(stream)] == [1, 2]
+  finally:
+    logger.removeHandler(listener)
+    told.set()
+    stream.close()
+  assert len(re.findall("waiting for data for .* slow storage", caplog.text)) == 1
+  assert 0.2 <= stream.wait_seconds <= time.perf_counter() - start
+  drill(10, most_share=stream.wait_seconds / (time.perf_counter() - start))
 
 
 def test_an_endless_stream_that_ends_is_an_error():

@@ -81,7 +81,7 @@ BAD_ROWS = {
 }
 
 
-def test_every_bad_row_is_named_with_its_line_and_nothing_is_followed(tmp_path, monkeypatch):
+def test_every_bad_row_is_named_with_its_line_and_nothing_is_followed(tmp_path, monkeypatch, drill):
   trees.photos(tmp_path, 2)
   photos = tmp_path / "photos"
   (photos / "photos").mkdir()
@@ -101,6 +101,7 @@ def test_every_bad_row_is_named_with_its_line_and_nothing_is_followed(tmp_path, 
   (record,) = trees.read_all(tmp_path / "out", "train")  # no row was swallowed by the one before it
   assert record.captions == tuple(f"after {i}" for i in range(len(BAD_ROWS)))
   assert trees.read_manifest(tmp_path / "out")["inputs"] == 2 * len(BAD_ROWS)
+  drill(13, rows_in=2 * len(BAD_ROWS), rows_out=len(record.captions) + len(named))
 
 
 BAD_LINES = {
@@ -123,7 +124,7 @@ BAD_LINES = {
 }
 
 
-def test_json_lines(tmp_path):
+def test_json_lines(tmp_path, drill):
   trees.photos(tmp_path, 2)
   good = b'{"image": "1.png", "caption": ["one", "two"], "more": 1}\n'
   lines = b"".join(b"\n" + line + b"\r\n" for line in BAD_LINES)
@@ -131,6 +132,7 @@ def test_json_lines(tmp_path):
   assert trees.read_all(tmp_path / "out", "train")[0].captions == ("one", "two", "three")
   named = trees.read_rejected(tmp_path / "out")
   assert named == {f"t.jsonl:{3 + 2 * i}": reason for i, reason in enumerate(BAD_LINES.values())}
+  drill(13, rows_in=2 + len(BAD_LINES), rows_out=2 + len(named))
 
 
 @pytest.mark.parametrize(

@@ -112,17 +112,29 @@ def test_a_broken_manifest_is_named(folder, text):
     records.ArrayRecordSource(folder, "train")
 
 
-def test_a_missing_or_cut_shard_is_found_at_once(folder):
+def test_a_missing_or_cut_shard_is_found_at_once(folder, drill):
   shard = folder / "train-00001-of-00002.array_record"
-  shard.write_bytes(shard.read_bytes()[:-100])
-  with pytest.raises(records.RecordError, match=r"00001.* bytes, the manifest says"):
-    records.ArrayRecordSource(folder, "train")
+  whole = shard.read_bytes()
+  for kept in (0, 1, len(whole) // 2, len(whole) - 1):
+    shard.write_bytes(whole[:kept])
+    with pytest.raises(records.RecordError, match=r"00001.* bytes, the manifest says"):
+      records.ArrayRecordSource(folder, "train")
   shard.unlink()
   with pytest.raises(records.RecordError, match=r"00001.*: missing"):
     records.ArrayRecordSource(folder, "train")
+  drill(7, injected=5, detected=5, harmless=0)
 
 
-def test_a_flipped_bit_is_found_when_it_is_read(folder):
+def test_a_shard_of_the_right_size_and_other_content_is_found(folder):
+  """Its second half is empty, as a copy that was cut and preallocated has it."""
+  shard = folder / "train-00001-of-00002.array_record"
+  whole = shard.read_bytes()
+  shard.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
+  with pytest.raises(records.RecordError, match="00001"):
+    [records.ArrayRecordSource(folder, "train")[i] for i in range(30, 50)]
+
+
+def test_a_flipped_bit_is_found_when_it_is_read(folder, drill):
   shard = folder / "train-00000-of-00002.array_record"
   good = shard.read_bytes()
   found = 0
@@ -140,6 +152,7 @@ def test_a_flipped_bit_is_found_when_it_is_read(folder):
         wrong += 1
     found += wrong > 0
   assert found >= 10
+  drill(7, injected=12, detected=found, harmless=12 - found)
 
 
 class _Faulty(records.MemorySource):
@@ -159,7 +172,7 @@ class _Faulty(records.MemorySource):
     raise SystemExit(0)
 
 
-def test_bad_records_are_replaced_exactly():
+def test_bad_records_are_replaced_exactly(drill):
   source = _Faulty([_record(i) for i in range(400)], "memory")
   resilient = records.ResilientSource(source)
   elements = [resilient[i] for i in range(400)]
@@ -172,6 +185,7 @@ def test_bad_records_are_replaced_exactly():
     assert elements[i]["index"] == i
     assert elements[i]["key"] == again[i]["key"] != f"key-{i}"
     np.testing.assert_array_equal(elements[i]["image"], again[i]["image"])
+  drill(5, injected=20, counted=len(bad), most_causes=len(set(causes)))
 
 
 def test_a_passing_fault_of_storage_is_tried_again():

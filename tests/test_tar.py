@@ -31,7 +31,7 @@ def test_members_are_those_that_python_finds(tmp_path, form):
   tar.check_end(path)
 
 
-def test_a_cut_anywhere_is_an_error_or_does_not_matter(tmp_path):
+def test_a_cut_anywhere_is_an_error_or_does_not_matter(tmp_path, drill):
   """Python's tarfile reads four of ten members of such a file without a word."""
   whole = trees.tar(tmp_path / "whole.tar", trees.pair(0) | trees.pair(1)).read_bytes()
   expected = tar.members(tmp_path / "whole.tar")
@@ -39,6 +39,7 @@ def test_a_cut_anywhere_is_an_error_or_does_not_matter(tmp_path):
   end = expected[-1].offset + tar.BLOCK  # of the last member's data
   for size in (*range(0, len(whole), tar.BLOCK), *range(100, len(whole), 1000)):
     path.write_bytes(whole[:size])
+    drill(7, injected=1)
     if size >= end + tar.BLOCK:  # an empty block is left, which ends an archive
       assert tar.members(path) == expected
     else:
@@ -47,6 +48,10 @@ def test_a_cut_anywhere_is_an_error_or_does_not_matter(tmp_path):
     if size < end + 2 * tar.BLOCK or size % tar.BLOCK:
       with pytest.raises(tar.TarError, match=r"cut\.tar: cut short.*fetch it again"):
         tar.check_end(path)
+      drill(7, detected=1)
+    else:
+      tar.check_end(path)
+      drill(7, harmless=1)
 
 
 def _header(kind: bytes, size: bytes, name: bytes = b"a.jpg") -> bytes:

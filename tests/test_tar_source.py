@@ -109,7 +109,7 @@ def test_flags_of_another_length_or_pickled_ones_are_refused(tmp_path):
     source[1]
 
 
-def test_damaged_folders_are_errors_at_once(tmp_path):
+def test_damaged_folders_are_errors_at_once(tmp_path, drill):
   folder = _split(tmp_path, _labelled(0, 1, 0, 1))
   whole = (folder / "1.tar").read_bytes()
   for size in (len(whole) - 10_240, 700, 0):
@@ -119,6 +119,7 @@ def test_damaged_folders_are_errors_at_once(tmp_path):
   (folder / "1.tar").unlink()
   with pytest.raises(RecordError, match=r"1\.tar: not there, as nshards\.txt says"):
     tar_source.TarSource(folder, NAMES)
+  drill(7, injected=4, detected=4)
   (folder / "nshards.txt").write_text("two")
   with pytest.raises(RecordError, match="invalid literal"):
     tar_source.TarSource(folder, NAMES)

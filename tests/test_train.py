@@ -136,7 +136,7 @@ def test_a_finished_run_leaves_everything(unbroken):
 
 
 def test_killed_twice_and_stopped_and_resumed_is_bit_for_bit_the_same(
-  experiment, unbroken, tmp_path
+  experiment, unbroken, tmp_path, drill
 ):
   """Drills 18, 20, 21 in one process: parameters, optimizer, data order, every step's loss."""
   workdir = tmp_path / "run"
@@ -158,6 +158,8 @@ def test_killed_twice_and_stopped_and_resumed_is_bit_for_bit_the_same(
   assert process.returncode == 0, output
   assert _leaves(workdir) == _leaves(unbroken)
   assert _history(workdir) == _history(unbroken)
+  drill(20, runs=1, leaves=len(_leaves(workdir)[1]), differing=0)
+  drill(20, losses=STEPS, losses_differing=0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -208,10 +210,11 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("field", CHANGES)
-def test_another_run_is_refused_by_field(trained, field):
+def test_another_run_is_refused_by_field(trained, field, drill):
   config, workdir = trained
   with pytest.raises(train.TrainingError, match=rf"{field} was .*--accept-changes"):
     _run(CHANGES[field](config), workdir)
+  drill(4, changed=1, named=1)
 
 
 def test_accepted_changes_go_on(trained, tmp_path):
@@ -298,7 +301,7 @@ def test_a_vocabulary_too_large_for_the_model(config, tmp_path):
     _run(_short(small, tokenizer="original"), tmp_path)
 
 
-def test_not_finite_for_too_long_ends_the_run(config, tmp_path, monkeypatch):
+def test_not_finite_for_too_long_ends_the_run(config, tmp_path, monkeypatch, drill):
   """Drill 16: the run ends, names the step to go on from, and what is saved is finite."""
   place = train._place
 
@@ -318,10 +321,12 @@ def test_not_finite_for_too_long_ends_the_run(config, tmp_path, monkeypatch):
   last = checkpoints.steps()[-1]
   checkpoints.close()
   assert last >= 5
-  assert [line for line in metrics.read(tmp_path) if line.get("train/loss", 0) is None]
+  lost = [line for line in metrics.read(tmp_path) if line.get("train/loss", 0) is None]
+  assert len(lost) == 10
+  drill(16, most_steps=len(lost))
 
 
-def test_a_shard_of_bad_records_ends_the_run(config, tmp_path, monkeypatch):
+def test_a_shard_of_bad_records_ends_the_run(config, tmp_path, monkeypatch, drill):
   """Drill 6: past the limit the run stops and names them."""
   text = dataclasses.replace(config.model.text, vocab_size=49408)
   large = dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
@@ -340,8 +345,10 @@ def test_a_shard_of_bad_records_ends_the_run(config, tmp_path, monkeypatch):
   with pytest.raises(records.RecordError, match=r"100 bad records in a row.*storage"):
     _run(only, tmp_path)
   monkeypatch.setattr(pipeline.scenes.Scenes, "__getitem__", failing(every=2))
-  with pytest.raises(pipeline.DataError, match=r"\d+ of \d+ records \(storage \d+\) are bad"):
+  message = r"\d+ of (\d+) records \(storage \d+\) are bad"
+  with pytest.raises(pipeline.DataError, match=message) as error:
     _run(only, tmp_path)
+  drill(6, most_steps=int(re.search(message, str(error.value))[1]) / only.data.batch_pairs)
 
 
 def test_a_workdir_that_cannot_be_made_is_named(config, tmp_path):

@@ -141,7 +141,7 @@ def test_the_same_start_on_any_number_of_devices():
 
 
 @pytest.mark.parametrize("config", [CONFIG, HALF], ids=["float32", "bfloat16"])
-def test_a_step_that_is_not_finite_changes_nothing(config):
+def test_a_step_that_is_not_finite_changes_nothing(config, drill):
   """Drill 15: bit for bit what a run without that batch has."""
   with_bad, without = Trainer(config), Trainer(config)
   for seed in range(8):
@@ -152,6 +152,7 @@ def test_a_step_that_is_not_finite_changes_nothing(config):
     with_bad.step(_batch(seed))
     without.step(_batch(seed))
   _assert_equal(with_bad.arrays(), without.arrays())
+  drill(15, leaves=len(jax.tree.leaves(without.arrays())), differing=0)
   assert int(with_bad.state.step) == int(without.state.step) + 1
   assert int(with_bad.state.guard.skipped_in_row) == 0
 
@@ -189,14 +190,18 @@ def _judge_all(config, norms):
   return jax.lax.scan(body, train_step.fresh_guard(), jnp.asarray(norms))[1]
 
 
-def test_spikes_are_skipped_and_normal_steps_are_not():
+def test_spikes_are_skipped_and_normal_steps_are_not(drill):
   """Drill 17: 10 spikes among 10,000 steps of log-normal gradient norms; no false skip."""
   config = dataclasses.replace(CONFIG.optimizer, skip_spike_sigma=6.0)
   norms = _norms(0, 10_000)
   spikes = np.arange(500, 10_000, 950)
   norms[spikes] *= 50
   keep, _ = _judge_all(config, norms)
-  np.testing.assert_array_equal(np.flatnonzero(~np.asarray(keep)), spikes)
+  skipped = np.flatnonzero(~np.asarray(keep))
+  np.testing.assert_array_equal(skipped, spikes)
+  both = len(np.intersect1d(skipped, spikes))
+  drill(17, spikes=len(spikes), true_skips=both)
+  drill(17, normal=10_000 - len(spikes), false_skips=len(skipped) - both)
 
 
 def test_spikes_are_only_logged_by_default():

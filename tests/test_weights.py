@@ -70,7 +70,7 @@ def _inputs(model, count=5):
   return image_BRR3, tokens_BL
 
 
-def test_embeddings_and_logits_equal_open_clips(theirs):
+def test_embeddings_and_logits_equal_open_clips(theirs, drill):
   config, torch_model = theirs
   model = architecture.from_open_clip_config(config)
   variables = weights.to_ours(_arrays(torch_model), naming.openai(model), model)
@@ -85,6 +85,7 @@ def test_embeddings_and_logits_equal_open_clips(theirs):
   logits_BB = np.asarray(scale * image_BE @ text_BE.T)
   theirs_BB = (expected[2] * expected[0] @ expected[1].T).numpy()
   np.testing.assert_allclose(logits_BB, theirs_BB, atol=1e-4)
+  drill(33, most_logit_difference=np.abs(logits_BB - theirs_BB).max())
 
 
 def test_the_activation_matters(theirs):
@@ -100,7 +101,7 @@ def test_the_activation_matters(theirs):
   assert np.abs(text_BE - expected.detach().numpy()).max() > 1e-3
 
 
-def test_round_trips_are_exact(theirs):
+def test_round_trips_are_exact(theirs, drill):
   config, torch_model = theirs
   model = architecture.from_open_clip_config(config)
   table, arrays = naming.openai(model), _arrays(torch_model)
@@ -117,6 +118,7 @@ def test_round_trips_are_exact(theirs):
     np.testing.assert_array_equal(back[name], array, err_msg=name)
   again = weights.to_ours(back, table, model)
   jax.tree.map(np.testing.assert_array_equal, again, variables)
+  drill(33, round_trips=1, differing=0)
 
 
 @pytest.mark.parametrize("table", [naming.huggingface, naming.big_vision, naming.openai])

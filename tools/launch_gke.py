@@ -114,7 +114,7 @@ def manifest(options: argparse.Namespace) -> dict[str, Any]:
     "spec": {
       "failurePolicy": {
         "maxRestarts": options.restarts,
-        # Jobs that failed in another way are restarted: exit code 75, a lost node.
+        # Jobs that failed in another way are restarted: exit code 75 or 42, a lost node.
         "rules": [
           {"name": "error", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
         ],

@@ -23,6 +23,7 @@ if __package__ in (None, ""):
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from clip_jax import metrics
 from clip_jax.hosts import UNFINISHED
+from clip_jax.watchdog import STUCK
 from tools.arguments import config_file, number, split
 from tools.commands import Shell, exit_code
 
@@ -30,7 +31,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 # srun returns the highest exit code, so an error's must be higher than UNFINISHED. The shell gets
 # the signals too, and must live until training has saved.
 _TASK = (
-  f'trap : TERM; "$@"; code=$?; [ $code = 0 ] || [ $code -ge {UNFINISHED} ] || code=100; exit $code'
+  f'trap : TERM; "$@"; code=$?; [ $code != {STUCK} ] || code={UNFINISHED}; '
+  f"[ $code = 0 ] || [ $code -ge {UNFINISHED} ] || code=100; exit $code"
 )
 
 

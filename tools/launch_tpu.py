@@ -33,6 +33,7 @@ if __package__ in (None, ""):
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from clip_jax import preflight
 from clip_jax.hosts import UNFINISHED
+from clip_jax.watchdog import STUCK
 from tools.arguments import bucket_name, config_file, number, resource_name, split
 from tools.commands import CommandFailed, LaunchError, Shell, exit_code, say
 from tools.queued_resource import KINDS, LOST, Slice
@@ -170,7 +171,11 @@ def follow(tpu: Slice) -> int:
 
 
 def verdict(codes: Sequence[int]) -> int:
-  """All hosts' exit codes in one: an error's before UNFINISHED, which is before 0."""
+  """All hosts' exit codes in one: an error's before UNFINISHED, which is before 0.
+
+  A host that was stuck is unfinished too.
+  """
+  codes = [UNFINISHED if code == STUCK else code for code in codes]
   return max([code for code in codes if code not in (0, UNFINISHED)] or codes, default=1)
 
 

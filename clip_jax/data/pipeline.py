@@ -10,6 +10,9 @@ import ctypes
 import dataclasses
 import functools
 import logging
+import math
+import multiprocessing
+import multiprocessing.process
 import queue
 import signal
 import threading
@@ -29,6 +32,8 @@ from clip_jax.data.tokenizer import Tokenizer
 # Without and with scaled_decode; raise one whenever the same record would give another example.
 _TRANSFORM_VERSIONS = (1, 2)
 _STALL_SECONDS = 600.0  # a loader that gives nothing for this long is taken for dead
+_SLOW_SECONDS = 10.0  # after which people are told of a wait
+_LAST_WORDS_SECONDS = 5.0  # that an error of a worker may need to get here after the worker ended
 _PR_SET_PDEATHSIG = 1
 _log = logging.getLogger(__name__)
 
@@ -239,15 +244,21 @@ class Prefetcher:
   """Runs `batches` through `place` in a thread, a few ahead, and measures what the loop waits.
 
   An exception of the loader reaches the consumer and ends the stream for good (a loader that
-  raised once has lost records, so it is never asked again).
+  raised once has lost records, so it is never asked again); so does a worker process that ended.
   """
 
   def __init__(
-    self, batches: Iterator[Any], place: Any, depth: int, stall_seconds: float = _STALL_SECONDS
+    self,
+    batches: Iterator[Any],
+    place: Any,
+    depth: int,
+    stall_seconds: float = _STALL_SECONDS,
+    slow_seconds: float = _SLOW_SECONDS,
   ):
     self.wait_seconds = 0.0  # spent in next(), in total
     self._queue: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
-    self._stall_seconds = stall_seconds
+    self._stall_seconds, self._slow_seconds = stall_seconds, slow_seconds
+    self._workers: dict[int | None, multiprocessing.process.BaseProcess] = {}
     self._closed = threading.Event()
     self._thread = threading.Thread(target=self._fill, args=(batches, place), daemon=True)
     self._thread.start()
@@ -275,16 +286,45 @@ class Prefetcher:
 
   def __next__(self) -> Any:
     start = time.perf_counter()
-    try:
-      batch, error = self._queue.get(timeout=self._stall_seconds)
-    except queue.Empty:
-      raise DataError(
-        f"no batch for {self._stall_seconds:.0f} s: a loader or its storage hangs"
-      ) from None
+    batch, error = self._get(start)
     self.wait_seconds += time.perf_counter() - start
-    if error is not None:
-      raise error
-    return batch
+    if not self._workers:
+      self._ended_workers()  # from here on they are known
+    if error is None:
+      return batch
+    if isinstance(error, RuntimeError) and (ended := self._ended_workers()):
+      raise DataError(f"{ended}; the loader says: {error}") from error
+    raise error
+
+  def _get(self, start: float) -> tuple[Any, BaseException | None]:
+    """Waits for what the thread hands on. Raises: DataError where nothing more will come."""
+    told, ended_since = False, math.inf
+    while True:
+      waited = time.perf_counter() - start
+      pause = min(1.0, self._stall_seconds - waited, self._slow_seconds)
+      try:
+        return self._queue.get(timeout=max(0.0, pause))
+      except queue.Empty:
+        waited = time.perf_counter() - start
+      if waited >= self._stall_seconds:
+        raise DataError(f"no batch for {self._stall_seconds:.0f} s: a loader or its storage hangs")
+      if waited >= self._slow_seconds and not told:
+        told = True
+        _log.warning("waiting for data for %.0f s: slow storage?", waited)
+      if ended := self._ended_workers():  # an exit code of 0 is no failure to grain, which waits on
+        ended_since = min(ended_since, waited)
+        if waited - ended_since >= _LAST_WORDS_SECONDS:
+          raise DataError(f"{ended}; its records are missing, so nothing more is read")
+
+  def _ended_workers(self) -> str:
+    """Names the worker processes that have ended, which none should; empty: all live."""
+    for child in multiprocessing.active_children():
+      if child.name.startswith("grain"):
+        self._workers[child.pid] = child
+    ended = [
+      f"{pid} (exit code {w.exitcode})" for pid, w in self._workers.items() if not w.is_alive()
+    ]
+    return f"of {len(self._workers)} worker processes ended: {', '.join(ended)}" if ended else ""
 
   def close(self) -> None:
     """Stops the thread; the loader's own threads and workers end with its iterator."""

@@ -101,7 +101,7 @@ class ArrayRecordSource:
       raise RecordError(f"{self.directory}: no split {split!r}; it has {known}")
     shards = manifest["splits"][split]["shards"]
     self.classes: tuple[str, ...] = tuple(manifest.get("classes", ()))
-    self._files = [self.directory / shard["file"] for shard in shards]
+    self._files = [_beside(self.directory, shard["file"]) for shard in shards]
     self._ends = np.cumsum([shard["records"] for shard in shards])
     for file, shard in zip(self._files, shards, strict=True):
       _check_size(file, shard["bytes"])
@@ -162,6 +162,13 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
   if not known or not isinstance(manifest.get("splits"), dict):
     raise RecordError(f"{path}: not a manifest of format {MANIFEST_FORMAT}; prepare the data anew")
   return manifest
+
+
+def _beside(directory: pathlib.Path, name: str) -> pathlib.Path:
+  """The shard of that name. Raises: RecordError for a name that is a path."""
+  if pathlib.PurePath(name).name != name:
+    raise RecordError(f"{directory / MANIFEST}: the shard {name!r} is no file in its folder")
+  return directory / name
 
 
 def _check_size(file: pathlib.Path, expected: int) -> None:

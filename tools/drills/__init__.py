@@ -1,0 +1,1 @@
+"""What breaks, what is promised then, and the tests that show it, with figures."""
