@@ -31,7 +31,7 @@ def get_config():
       text=c.Text(context_length=16, vocab_size=600, width=16, layers=1, heads=2), embed_dim=8,
     ),
     data=c.Data(
-      sources=(c.Source(kind="scenes", records=200),), batch_pairs=12, tokenizer="train"
+      sources=(c.Source(kind="scenes", records=200),), batch_pairs=16, tokenizer="train"
     ),
     optimizer=c.Optimizer(learning_rate=1e-3, warmup_steps=2),
     evaluation=c.Evaluation(
@@ -161,12 +161,12 @@ def two(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def three(two, tmp_path_factory):
-  """Three processes of one device go on from there; after a checkpoint of theirs, one is killed."""
-  folder = tmp_path_factory.mktemp("three")
+def four(two, tmp_path_factory):
+  """Four processes of one device go on from there; after a checkpoint of theirs, one is killed."""
+  folder = tmp_path_factory.mktemp("four")
   shutil.copytree(two.workdir, folder / "run")
   before = two.checkpoints()[-1]
-  run = Run(folder, 3, 1, "--accept-changes")
+  run = Run(folder, 4, 1, "--accept-changes")
   # the last may be under way; the one before it is whole
   run.wait_for(lambda: sum(step > before for step in run.checkpoints()) > 1)
   _kill(run, 2)
@@ -193,17 +193,17 @@ def test_two_hosts_evaluate_as_one(two, alone):
   assert two.figures()[8] == alone.figures()[8]
 
 
-def test_one_host_of_three_dies_and_what_they_saved_loads_in_one(two, three):
-  """Here the others name it. The checksums of the meta, which `load` compares, are of all three."""
-  assert _newest(three)[0] > _newest(two)[0]
-  model = clip_jax.load(three.workdir)
-  assert model.step == _newest(three)[0]
+def test_one_host_of_four_dies_and_what_they_saved_loads_in_one(two, four):
+  """Here the others name it. The checksums of the meta, which `load` compares, are of all four."""
+  assert _newest(four)[0] > _newest(two)[0]
+  model = clip_jax.load(four.workdir)
+  assert model.step == _newest(four)[0]
   assert np.isfinite(model.encode_text(["a red circle"])).all()
 
 
-def test_other_processes_and_another_mesh_go_on(alone, two, three, tmp_path):
-  """Two processes end what two and three began: losses, figures, embeddings are those of one."""
-  shutil.copytree(three.workdir, tmp_path / "run")
+def test_other_processes_and_another_mesh_go_on(alone, two, four, tmp_path):
+  """Two processes end what two and four began: losses, figures, embeddings are those of one."""
+  shutil.copytree(four.workdir, tmp_path / "run")
   rest = Run(tmp_path, 2, 2, "--config.mesh.fsdp=2", SAVED_LAST, "--accept-changes")
   assert rest.wait() == [0, 0], rest.text()
   got, expected = rest.series("train/loss"), alone.series("train/loss")
