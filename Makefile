@@ -17,7 +17,7 @@ FUZZER := atheris==3.0.0
 FUZZ_SECONDS ?= 30
 
 .PHONY: help install install-tpu demo test lint types tests test-interop drills drills-short fuzz \
-  bench prepare lock clean
+  bench prepare evaluations lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -64,6 +64,11 @@ prepare: install ## fetch and prepare real images (350 MB from Debian; 11 MB wit
 	$(BIN)/python tools/prepare_data.py fashion-mnist data/fashion_mnist
 	$(BIN)/python tools/prepare_data.py clipart data/clipart
 	$(BIN)/python tools/prepare_data.py mnist data/MNIST
+
+evaluations: prepare ## train three small models on them and evaluate each in every way (30 minutes)
+	for name in demo fashion_mnist clipart; do \
+	  $(BIN)/clip-jax train --config experiments/$$name.py --workdir runs/$$name || exit 1; done
+	$(BIN)/python tools/evaluations.py
 
 lock: $(VENV)/test-installed ## write the lock files anew from setup.cfg
 	$(PIP) install pip-tools==7.6.2

@@ -1,4 +1,4 @@
-"""What accelerators can do: one table, with its sources.
+"""What accelerators can do: one table, with its sources; and those that JAX would not see.
 
 Sources, as of 2026-11. TPUs: the pages of cloud.google.com/tpu/docs named beside each row. Their
 "bidirectional ICI bandwidth per chip" counts both directions of all links; half of it leaves a
@@ -8,6 +8,10 @@ directions, half. Cards in a PCIe slot are given PCIe's rate, as an NVLink bridg
 """
 
 import dataclasses
+import importlib.util
+import os
+
+from jax._src import hardware_utils  # JAX has no public way to see what it has no driver for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,3 +71,12 @@ CHIPS = (
 def find(device_kind: str) -> Chip | None:
   """The chip of a JAX device, or None where the table does not know it."""
   return next((chip for chip in CHIPS if chip.kind == device_kind), None)
+
+
+def undriven() -> int:
+  """How many TPU chips of this machine JAX would pass over without a word, for want of libtpu."""
+  if os.environ.get("JAX_PLATFORMS") == "cpu" or os.environ.get("TPU_LIBRARY_PATH"):
+    return 0
+  if importlib.util.find_spec("libtpu") is not None:
+    return 0
+  return hardware_utils.num_available_tpu_chips_and_device_id()[0]

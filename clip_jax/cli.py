@@ -1,6 +1,7 @@
 """`clip-jax VERB`: each verb a thin function over one module."""
 
 import argparse
+import importlib.metadata
 import logging
 import math
 import os
@@ -234,6 +235,13 @@ def _preflight(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     raise UsageError(f"--price {options.price}: dollars a chip-hour, 0 or more")
   config = load_config(options.config, overrides)
   devices = preflight.devices_of(options.topology, options.slices)
+  asked = {
+    "experiment": config.name,
+    "topology": options.topology,
+    "slices": options.slices,
+    "options": list(overrides),
+    "versions": {name: importlib.metadata.version(name) for name in ("clip-jax-tpu", "jax")},
+  }
   console = rich.console.Console(stderr=True)
 
   def measure(config: Any) -> preflight.Report:
@@ -257,12 +265,13 @@ def _preflight(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         table.add_row(words, str(result))
         why = {"why": result} if isinstance(result, str) else {"used_bytes": result.used_bytes}
         tried.append({"options": words, "fits": False, **why})
-    show(options, table, {"fits": False, "used_bytes": error.used_bytes, "tried": tried})
+    memory = {"used_bytes": error.used_bytes, "capacity_bytes": error.capacity_bytes}
+    show(options, table, {**asked, "fits": False, **_finite(memory), "tried": tried})
     return 1
   for name, value in preflight_text.lines(found, options.price):
     table.add_row(name, value)
   money = {"dollars": found.run_chip_hours * options.price} if options.price else {}
-  show(options, table, {"fits": True, **_finite({**dataclasses.asdict(found), **money})})
+  show(options, table, {**asked, "fits": True, **_finite({**dataclasses.asdict(found), **money})})
   return 0
 
 
@@ -284,6 +293,7 @@ _VERBS = {
   "predictions": cli_studies.predictions,
   "stress": cli_studies.stress,
   "overlap": cli_studies.overlap,
+  "probe": cli_studies.probe,
 }
 
 if __name__ == "__main__":

@@ -39,16 +39,19 @@ def paper(options: argparse.Namespace, _: Sequence[str]) -> int:
 def _paper_here(options: argparse.Namespace) -> int:
   import jax
 
+  from clip_jax.evaluation.paper import efficiency
   from clip_jax.evaluation.paper import models as paper_models
   from clip_jax.evaluation.paper import run as paper_run
   from clip_jax.evaluation.paper import units as paper_units
+  from clip_jax.evaluation.shifts import robustness
 
   missing = [root for root in options.data if not pathlib.Path(root).is_dir()]
   if missing:
     raise UsageError(f"--data {missing[0]}: no such folder; give folders with data sets below them")
   if options.batch < 1 or options.limit < 0:
     raise UsageError(f"--batch {options.batch} --limit {options.limit}: at least 1, and 0 or more")
-  named, output = paper_models.parse(options.models), pathlib.Path(options.output)
+  named = paper_models.parse(options.models) if options.models else ()
+  output = pathlib.Path(options.output)
   settings = paper_units.Settings(
     roots=tuple(map(pathlib.Path, options.data)),
     cache=pathlib.Path(options.cache) if options.cache else output / "cache",
@@ -59,10 +62,14 @@ def _paper_here(options: argparse.Namespace) -> int:
     caption_prefix=options.caption_prefix,
     prompt_sets=paper_units.read_prompts(options.prompts),
   )
+  beside = paper_run.Beside(
+    study=efficiency.read(options.predictive) if options.predictive else None,
+    standard=robustness.read(options.standard_models) if options.standard_models else (),
+  )
   first = jax.process_index() == 0
   console = rich.console.Console(stderr=options.json, quiet=not first)
-  tables = [word for word in options.tables.replace(" ", ",").split(",") if word]
-  found = paper_run.run(named, tables, options.datasets, settings, output, console)
+  tables = [word for word in options.tables.lower().replace(" ", ",").split(",") if word]
+  found = paper_run.run(named, tables, options.datasets, settings, output, console, beside)
   table = rich.table.Table("table", *paper_run.KINDS)
   for grid in found.grids:
     counts = [grid.counts.get(kind, 0) for kind in paper_run.KINDS]

@@ -19,6 +19,7 @@ examples:
   clip-jax import ViT-B-32.pt weights/vit_b_32
   clip-jax export runs/demo demo_open_clip --format open_clip
   clip-jax predictions --weights runs/demo --data digits --output page.html
+  clip-jax probe --weights runs/demo --data digits --output probe
 """
 
 
@@ -79,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
   embed.add_argument(
     "--output", metavar="FILE.npy", help="float32 [N, E], images first, then texts"
   )
-  cli_options_studies.add_to(add, common, weights)
+  cli_options_studies.add_to(add, common, weights, _add_several)
   return top
 
 
@@ -130,17 +131,37 @@ def _add_paper(
     help="measure the paper's tables, beside the published figures",
     description="Measures Tables 10 (linear probe), 11 (zero-shot), 13 (retrieval) and 16 (natural "
     "shifts) cell by cell and writes them with the published figures, the differences and a "
-    "verdict. The same command goes on where it was stopped. What is not on this machine is told, "
-    "with how to get it. Exit code 2: some of what is there could not be measured.",
+    "verdict; Tables 1, 12, 14, 15 and Figures 5, 9, 13 are made of their cells, Table 9 of the "
+    "copies of the data, Tables 18 to 20 of the experiment files, Figure 2 of a study. The same "
+    "command goes on where it was stopped. What is not on this machine is told, with how to get "
+    "it. Exit code 2: some of what is there could not be measured.",
   )
   paper.add_argument(
-    "--models", required=True, nargs="+", metavar="NAME=WEIGHTS", help="as --weights takes them"
+    "--models",
+    default=[],
+    nargs="+",
+    metavar="NAME=WEIGHTS",
+    help="as --weights takes them; not for Tables 9 and 18 to 20 and Figures 2 and 9",
   )
   paper.add_argument(
-    "--data", required=True, nargs="+", metavar="ROOT", help="folders with data sets below them"
+    "--data", default=[], nargs="+", metavar="ROOT", help="folders with data sets below them"
   )
   paper.add_argument("--output", required=True, metavar="DIR", help="results and tables")
-  paper.add_argument("--tables", default="10,11,13,16", metavar="N,N", help="default 10,11,13,16")
+  paper.add_argument(
+    "--tables",
+    default="10,11,13,16",
+    metavar="N,N",
+    help="of 1, 9 to 16, 18 to 20, figure2, figure5, figure9, figure13; default 10,11,13,16",
+  )
+  paper.add_argument(
+    "--predictive", metavar="FILE", help="for figure2: OUTPUT.json of tools/predictive_study.py"
+  )
+  paper.add_argument(
+    "--standard-models",
+    metavar="FILE",
+    help="for figure13: a CSV of ImageNet models (columns model, kind, ImageNet, ImageNetV2, ...; "
+    "kind standard), whose line is what effective robustness is above",
+  )
   paper.add_argument(
     "--datasets", nargs="+", default=[], metavar="KEY", help="these only, as Food101"
   )
@@ -176,7 +197,9 @@ def _add_paper(
     metavar="TEXT",
     help='before every caption of retrieval; default "a photo of ", as in the paper',
   )
-  paper.add_argument("--cache", metavar="DIR", help="of features; default: cache in DIR of output")
+  paper.add_argument(
+    "--cache", metavar="DIR", help="of features, hashes; default: cache in DIR of output"
+  )
   paper.add_argument("--batch", type=int, default=256, metavar="N", help="images at a time (256)")
   _add_several(paper)
 
@@ -185,7 +208,7 @@ def _add_several(verb: argparse.ArgumentParser) -> None:
   """How the processes of a run find each other."""
   several = verb.add_argument_group(
     "several processes",
-    "one a host, each with this command; to be told where no Cloud TPU, Slurm or Open MPI does",
+    "one a host, each with this command; to be told where no TPU, GKE, Slurm or Open MPI does it",
   )
   several.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, the same for all")
   several.add_argument("--processes", type=int, metavar="N", help="how many there are")

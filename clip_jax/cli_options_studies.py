@@ -1,4 +1,4 @@
-"""The options of the verbs that look closely at a model: predictions, stress, overlap."""
+"""The options of the verbs that look closely at a model: predictions, stress, overlap, probe."""
 
 import argparse
 from collections.abc import Callable
@@ -8,9 +8,15 @@ def add_to(
   add: Callable[..., argparse.ArgumentParser],
   common: argparse.ArgumentParser,
   weights: argparse.ArgumentParser,
+  several: Callable[[argparse.ArgumentParser], None],
 ) -> None:
-  """Adds the three verbs. Args: add, makes a verb; common and weights, what verbs share."""
+  """Adds the four verbs.
+
+  Args: add, makes a verb; common and weights, what verbs share; several, adds the options of
+    several processes.
+  """
   shared = [common, weights, _data()]
+  several(_probe(add, shared))
   predictions = add(
     "predictions",
     parents=shared,
@@ -73,6 +79,46 @@ def add_to(
     metavar="T",
     help="the largest distance that counts: bits of the hash's 64 (8), or 1 - cosine (0.05)",
   )
+
+
+def _probe(
+  add: Callable[..., argparse.ArgumentParser], shared: list[argparse.ArgumentParser]
+) -> argparse.ArgumentParser:
+  probe = add(
+    "probe",
+    parents=shared,
+    help="linear probe and few-shot probe, beside zero-shot",
+    description="The paper's linear probe (logistic regression on the features of the frozen image "
+    "encoder) of a few labelled examples a class and of all of them, and how many examples "
+    "zero-shot is worth: a page with the curve, Markdown, CSV. Every figure is kept in "
+    "results.jsonl as soon as it is measured: the same command goes on after a kill.",
+  )
+  probe.add_argument("--output", required=True, metavar="DIR")
+  probe.add_argument(
+    "--train-split", default="train", metavar="NAME", help="to learn from (train); --split: to test"
+  )
+  probe.add_argument(
+    "--validation-split",
+    default="",
+    metavar="NAME",
+    help="to choose lambda on; default: the data's own (validation, valid, val), or a fifth of "
+    "train that is held back",
+  )
+  probe.add_argument(
+    "--features",
+    choices=("penultimate", "projected"),
+    default="penultimate",
+    help="before the projection, as the paper's (default), or the embedding",
+  )
+  probe.add_argument(
+    "--shots",
+    metavar="NUMBERS",
+    help="examples a class, comma-separated (1,2,4,8,16), or none",
+  )
+  probe.add_argument(
+    "--seeds", default="0,1,2", metavar="NUMBERS", help="that draw the shots, each once (0,1,2)"
+  )
+  return probe
 
 
 def _data() -> argparse.ArgumentParser:

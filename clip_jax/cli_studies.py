@@ -1,4 +1,4 @@
-"""The verbs that look closely at a model: predictions, stress, overlap."""
+"""The verbs that look closely at a model: predictions, stress, overlap, probe."""
 
 import argparse
 import json
@@ -8,6 +8,8 @@ from typing import Any
 import rich.console
 import rich.table
 import rich.text
+
+from clip_jax.cli_output import UsageError
 
 
 def predictions(options: argparse.Namespace, _: Sequence[str]) -> int:
@@ -70,6 +72,57 @@ def overlap(options: argparse.Namespace, _: Sequence[str]) -> int:
   value = overlap_writers.results(effect, matches, by, threshold)
   rows["written"] = options.output
   return _tell(options, effect.name, rows, notes, {**value, "written": options.output})
+
+
+def probe(options: argparse.Namespace, _: Sequence[str]) -> int:
+  from clip_jax import hosts
+
+  hosts.start(
+    options.coordinator, options.processes, options.process, heartbeat_seconds=options.heartbeat
+  )
+  with hosts.watched(options.heartbeat):
+    return _probe_here(options)
+
+
+def _probe_here(options: argparse.Namespace) -> int:
+  import jax
+
+  from clip_jax import probing
+  from clip_jax.evaluation import pages
+  from clip_jax.evaluation.probe import study
+
+  shots = None if options.shots is None else _whole_numbers("--shots", options.shots)
+  asked = probing.Asked(
+    options.train_split,
+    options.validation_split,
+    options.features,
+    shots,
+    _whole_numbers("--seeds", options.seeds),
+  )
+  first = jax.process_index() == 0
+  console = rich.console.Console(stderr=True, quiet=options.json or not first)
+  found, notes = probing.probe(_setup(options), options.output, asked, console)
+  if not first:
+    return 0
+  full, zero_shot = found.full, found.zero_shot
+  rows = {"zero-shot": pages.percent(zero_shot.score)} if zero_shot else {}
+  rows |= {f"{study.counted(few.shots)}, mean": pages.percent(few.mean) for few in found.few}
+  rows[f"linear probe, {full.examples:,} examples"] = pages.percent(full.score)
+  if found.equal:
+    rows["zero-shot is worth"] = f"{found.equal} a class"
+  rows["written"] = options.output
+  value = {**found.metrics(), "written": options.output}
+  return _tell(options, f"{found.name}, {found.metric}", rows, notes, value)
+
+
+def _whole_numbers(option: str, text: str) -> tuple[int, ...]:
+  """Of a list with commas; "none" is an empty one. Raises: UsageError."""
+  if text.strip() == "none":
+    return ()
+  words = [word.strip() for word in text.split(",")]
+  if not all(word.isascii() and word.isdecimal() for word in words):
+    raise UsageError(f"{option} {text!r}: want whole numbers, as 1,2,4")
+  return tuple(map(int, words))
 
 
 def _setup(options: argparse.Namespace) -> Any:

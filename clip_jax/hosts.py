@@ -21,6 +21,8 @@ import jax
 import numpy as np
 from jax._src import distributed  # JAX offers no public way to the coordinator's store
 
+from clip_jax import chips
+
 UNFINISHED = 75  # exit code, EX_TEMPFAIL: not finished, and the same command continues
 _ERROR = 2
 _ADVICE = "The same command on all hosts goes on from the newest checkpoint"
@@ -48,6 +50,11 @@ def start(
   """
   if not 1 <= heartbeat_seconds <= 86400:
     raise HostsError(f"--heartbeat {heartbeat_seconds:g}: want seconds, from 1 to 86400")
+  if count := chips.undriven():
+    raise HostsError(
+      f"{count} TPU chips are here, and libtpu, which drives them, is not installed: make "
+      "install-tpu (or set JAX_PLATFORMS=cpu to do without them)"
+    )
   environment = os.environ
   coordinator = coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
   processes = _number(processes, "JAX_NUM_PROCESSES")

@@ -29,7 +29,11 @@ def read(path: str | os.PathLike[str]) -> Lines:
   Raises: LinesError naming the line that is no object, if it is not the last one.
   """
   path = pathlib.Path(path)
-  content = path.read_bytes() if path.exists() else b""
+  return parse(path.read_bytes() if path.exists() else b"", path)
+
+
+def parse(content: bytes, path: str | os.PathLike[str]) -> Lines:
+  """The same of the content of the file `path`. Raises: LinesError."""
   out, cut = [], ""
   for number, line in enumerate(content.split(b"\n"), start=1):
     if not line.strip():

@@ -25,7 +25,8 @@ _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _DEEP = (
   "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16",
 )  # fmt: skip
-# What libtpu compiles for. Source: cloud.google.com/tpu/docs, the page of each generation.
+# The slices that can be had. Source: cloud.google.com/tpu/docs, the page of each generation; of v4
+# and v5p also others whose sides are multiples of 4. libtpu compiles for more.
 TOPOLOGIES = {
   "v3": ("2x2", "4x4", "8x8", "16x16", "32x32"),
   "v4": _DEEP,
@@ -99,15 +100,12 @@ def devices_of(topology: str, slices: int = 1) -> Sequence[Any]:
     except RuntimeError as error:
       raise PreflightError(f"--topology {topology}: no such device here ({error})") from error
   generation, _, shape = topology.partition(":")
-  if shape not in TOPOLOGIES.get(generation, ()):
-    known = "; ".join(f"{name}: {' '.join(shapes)}" for name, shapes in TOPOLOGIES.items())
-    raise PreflightError(
-      f"--topology {topology}: unknown. Known are cuda, and as v5e:16x16 {known}"
-    )
+  if generation not in TOPOLOGIES or not shape:
+    raise PreflightError(f"--topology {topology}: unknown. Known are {_known()}")
   if importlib.util.find_spec("libtpu") is None:
     raise PreflightError(
-      "libtpu is not installed, which compiles for TPUs: pip install 'clip-jax-tpu[tpu]' or make "
-      "install-tpu"
+      "libtpu is not installed, which compiles for TPUs: make install-tpu (or, in the checkout, "
+      "pip install -e '.[tpu]')"
     )
   from jax.experimental import topologies
 
@@ -119,9 +117,20 @@ def devices_of(topology: str, slices: int = 1) -> Sequence[Any]:
   jax.config.update("jax_platforms", "cpu")  # no chip is needed, nor to be taken from a run
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  with _quiet():
-    described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+  try:
+    with _quiet():
+      described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+  except (jax.errors.JaxRuntimeError, ValueError) as error:
+    why = " ".join(str(error).split())[:200]
+    raise PreflightError(
+      f"--topology {topology}: libtpu has none such ({why}). Known are {_known()}"
+    ) from error
   return described.devices
+
+
+def _known() -> str:
+  shapes = "; ".join(f"{name}: {' '.join(shapes)}" for name, shapes in TOPOLOGIES.items())
+  return f"cuda, and as v5e:16x16 {shapes}"
 
 
 @contextlib.contextmanager

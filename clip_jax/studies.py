@@ -1,11 +1,12 @@
 """A model looked at closely on one data set: single predictions, bad images, overlap with training.
 
-Each study opens, measures, writes its files, and returns what it found. All devices share the work;
-of several processes all must call, and the first one writes.
+Each study opens, measures, writes its files, and returns what it found. All devices share the work.
+Of several processes all must call; the first one alone reads what is measured already, and writes.
 """
 
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import time
@@ -16,7 +17,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from clip_jax import inference, sharding
+from clip_jax import hosts, inference, sharding
 from clip_jax.data import records
 from clip_jax.evaluation import chosen, encoding, pages, zero_shot
 from clip_jax.evaluation import predictions as predictions_lib
@@ -76,17 +77,27 @@ def opened(setup: Setup) -> Opened:
   if setup.batch < 1:
     raise StudyError(f"--batch {setup.batch}: want at least 1")
   model = sources.load(setup.weights)
-  what = chosen.choose(setup.asked, model.resolution).sample(setup.limit, setup.seed)
+  what = chosen.choose(setup.asked, model.resolution).by_top1().sample(setup.limit, setup.seed)
   if setup.skip_unreadable:
     what = what.readable(model)
   digest = chosen.weights_hash(model)
+  _agree("weights, images or prompts", digest, what.source.fingerprint, what.prompt_set.fingerprint)
   model = inference.spread(model, sharding.make_mesh())
   evaluate = chosen.evaluator(model, what, setup.batch)
   facts = dict(chosen.facts(what, setup.weights, digest))
   return Opened(model, what, digest, setup.batch, evaluate, facts)
 
 
-def _folder(output: Path) -> pathlib.Path:
+def _agree(what: str, *hashes: str) -> None:
+  """Raises: StudyError on a process that has others than process 0."""
+  mine = " ".join(hashes)
+  if hosts.from_first(mine.encode()).decode() != mine:
+    raise StudyError(
+      f"process {jax.process_index()} has other {what} than process 0; give all of them the same"
+    )
+
+
+def folder_at(output: Path) -> pathlib.Path:
   """Raises: StudyError where something else is in the folder's place."""
   folder = pathlib.Path(output)
   if folder.exists() and not folder.is_dir():
@@ -142,13 +153,12 @@ def stress(
   for name in names:
     for severity in severities:
       corruptions.check(name, severity)
-  folder = _folder(output)
+  folder = folder_at(output)
   on = opened(setup)
   what, n = on.what, len(on.what.source)
-  folder.mkdir(parents=True, exist_ok=True)
   lines = folder / "results.jsonl"
   measure = stress_cells.Measure(on.digest, what.source.fingerprint, what.prompt_set.fingerprint)
-  done, cut = stress_cells.read(lines, measure)
+  done, cut = _measured(lines, measure)
   missing, began = stress_cells.missing(done, names, severities), time.perf_counter()
   with _progress(console or rich.console.Console(quiet=True), "corruptions", missing) as advance:
 
@@ -170,6 +180,19 @@ def stress(
     images = _pictures(on, names, severities[-1], setup.seed)
     stress_writers.write(folder, result, n, chance, images, on.facts, notes)
   return result, notes
+
+
+def _measured(
+  lines: pathlib.Path, measure: stress_cells.Measure
+) -> tuple[stress_cells.Accuracies, str]:
+  """What process 0 has measured already, on all of them; makes the folder there."""
+  done: stress_cells.Accuracies = {}
+  cut = ""
+  if jax.process_index() == 0:
+    lines.parent.mkdir(parents=True, exist_ok=True)
+    done, cut = stress_cells.read(lines, measure)
+  told = hosts.from_first(json.dumps([[*cell, share] for cell, share in done.items()]).encode())
+  return {(name, severity): share for name, severity, share in json.loads(told)}, cut
 
 
 def _pictures(
@@ -200,11 +223,13 @@ def overlap_with(
   """
   threshold = THRESHOLDS[by] if threshold is None else threshold
   limit = overlap_writers.widened(by, threshold)
-  folder = _folder(output)
+  folder = folder_at(output)
   on = opened(setup)
   what = on.what
   seen = chosen.images_at(training, training_split, on.model.resolution)
-  folder.mkdir(parents=True, exist_ok=True)
+  _agree("training images", seen.fingerprint)
+  if jax.process_index() == 0:
+    folder.mkdir(parents=True, exist_ok=True)
   with _progress(console or rich.console.Console(quiet=True), "training images", len(seen)) as move:
     matches = _search(on, seen, by, limit, move)
   overlapping = matches.overlapping(threshold)

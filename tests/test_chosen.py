@@ -138,7 +138,17 @@ def test_another_metric_is_said(tmp_path):
   for k, name in enumerate(prompts.named("oxford_pets").classes):
     trees.write(tmp_path / dataset.folder / "test" / name / "0.png", trees.png(k))
   what = choose(data=tmp_path, dataset="oxford pets")
-  assert what.notes[0].startswith("The paper's metric here is mean per class; this is top-1")
+  assert what.metric == "mean per class"
+  (note,) = set(what.by_top1().notes) - set(what.notes)
+  assert note == "The paper's metric here is mean per class; this is top-1 accuracy."
+
+
+def test_images_of_several_classes_have_no_top1(tmp_path):
+  dataset_trees.wds(tmp_path, datasets.named("VOC2007"), "test")
+  what = choose(data=tmp_path, dataset="VOC2007")
+  assert (what.metric, what.several) == ("11-point mAP", True)
+  with pytest.raises(ChoiceError, match=r"VOC2007 test: its images show several .* 11-point mAP"):
+    what.by_top1()
 
 
 @pytest.mark.parametrize(
@@ -152,7 +162,6 @@ def test_another_metric_is_said(tmp_path):
     ({"data": "digits", "split": "val"}, "no split 'val'"),
     ({"data": ".", "dataset": "CIFAR1"}, "no such dataset"),
     ({"data": ".", "dataset": "MNIST"}, "not available in"),
-    ({"data": ".", "dataset": "VOC2007"}, "show several classes at once"),
     ({"data": ".", "dataset": "Flickr30k"}, "it has captions and no classes"),
     ({"data": ".", "dataset": "ObjectNet"}, "no prompts are published for it; give --classes"),
   ],
@@ -191,7 +200,7 @@ def test_bad_images_are_left_out_where_that_was_asked():
   some = what.readable(model)
   assert [some.source[i].key for i in range(len(some.source))] == ["key1", "key6"]
   (note,) = some.notes
-  assert note.startswith("6 of 8 images cannot be decoded and were left out")
+  assert note.startswith("6 of 8 images of x cannot be decoded and were left out")
   assert note.endswith(
     "shard-7, record 0, shard-7, record 2, shard-7, record 3, "
     "shard-7, record 4, shard-7, record 5 and 1 more."
@@ -206,7 +215,7 @@ def test_a_sample_is_drawn_with_the_seed():
   some = what.sample(3, 7)
   drawn = sorted(np.random.default_rng(7).permutation(8)[:3])
   assert found(some) == ["abcdefgh"[i] for i in drawn]
-  assert some.notes == ("3 of the 8 images were evaluated, drawn at random with seed 7.",)
+  assert some.notes == ("3 of the 8 images of x were taken, drawn with seed 7.",)
   assert some.source.fingerprint != what.sample(3, 8).source.fingerprint
   assert what.sample(0, 7) == what.sample(8, 7) == what.sample(9, 7) == what
   with pytest.raises(ChoiceError, match="--limit -1"):

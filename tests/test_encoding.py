@@ -34,3 +34,13 @@ def test_equal_embeddings_score_equally_wherever_they_stand():
     scores = encoding.similarities(unit(rng.normal(size=(13, size))), items_NE)
     assert (scores == scores[:, :1]).all()
     assert scores.dtype == np.float32
+
+
+def test_similarities_of_many_queries():
+  """As of each alone, though only some are computed at a time."""
+  rng = np.random.default_rng(1)
+  query_QE, item_NE = unit(rng.normal(size=(4099, 5))), unit(rng.normal(size=(3, 5)))
+  scores = encoding.similarities(query_QE, item_NE)
+  for q in (0, 4095, 4096, 4098):
+    np.testing.assert_array_equal(scores[q], encoding.similarities(query_QE[q : q + 1], item_NE)[0])
+  np.testing.assert_allclose(scores, query_QE @ item_NE.T, atol=1e-6)

@@ -15,7 +15,7 @@ from known_model import KnownModel, Source, captioned, labelled, picture, unit
 
 from clip_jax.data.records import Record
 from clip_jax.evaluation import encoding
-from clip_jax.evaluation.probe import feature_file, features
+from clip_jax.evaluation.probe import feature_file, features, splits
 
 BATCH, N = 3, 110  # chunks of 48, 48, 14
 ROWS = unit(np.random.default_rng(0).normal(size=(N, 5)))
@@ -280,6 +280,34 @@ def test_bad_calls_are_refused(tmp_path):
   with pytest.raises(encoding.EvaluationError, match="no records"):
     encode(tmp_path, source=Source([]))
   assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_are_numbers_in_the_order_of_the_classes():
+  classes = [f"class {i}" for i in (3, 1, 0, 2, 6, 5, 4, 9)]
+  found, _ = encode(None)
+  split = splits.labelled(found, labelled(LABELS), classes)
+  assert split.features_ND is found.rows_ND
+  assert [classes[k] for k in split.labels] == LABELS
+  source = corrupt(50, 99)
+  found, _ = encode(None, source=source, skip_unreadable=True)
+  split = splits.labelled(found, source, classes)
+  assert [classes[k] for k in split.labels] == [LABELS[i] for i in range(N) if i not in (50, 99)]
+  for label in (None, "class 7"):
+    source.records[60] = dataclasses.replace(source.records[60], label=label)
+    found, _ = encode(None, source=source, skip_unreadable=True)
+    with pytest.raises(encoding.EvaluationError, match=f"record 60: label {label!r} is none of"):
+      splits.labelled(found, source, classes)
+
+
+def test_labels_of_several_classes_an_image():
+  source = labelled(["b", "a; c (difficult)", ""])
+  found, _ = encode(None, source=source)
+  split = splits.labelled(found, source, "abc", several=True)
+  np.testing.assert_array_equal(split.labels, [[0, 1, 0], [1, 0, -1], [0, 0, 0]])
+  source.records[1] = dataclasses.replace(source.records[1], label="a; d")
+  found, _ = encode(None, source=source)
+  with pytest.raises(encoding.EvaluationError, match="record 1: label 'a; d' is none of the 3"):
+    splits.labelled(found, source, "abc", several=True)
 
 
 def test_a_record_may_hold_decoded_pixels(tmp_path):

@@ -1,5 +1,6 @@
 """Several processes as one run: real ones, over the loopback."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 import clip_jax
-from clip_jax import checkpoint, cli, hosts, metrics
+from clip_jax import checkpoint, chips, cli, hosts, metrics
 
 EXPERIMENT = """
 from clip_jax import config as c
@@ -140,10 +141,13 @@ def _kill(run, victim):
   return seconds
 
 
+SAVED_LAST = "--config.checkpoint.every_steps=40"
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
   """40 steps in one process with 4 devices."""
-  run = Run(tmp_path_factory.mktemp("alone"), 1, 4)
+  run = Run(tmp_path_factory.mktemp("alone"), 1, 4, SAVED_LAST)
   assert run.wait() == [0], run.text()
   return run
 
@@ -195,7 +199,7 @@ def test_two_hosts_evaluate_as_one(two, alone):
 
 
 def test_one_host_of_four_dies_and_what_they_saved_loads_in_one(two, four, drill):
-  """Here the others name it. The meta's checksums, which `load` compares, are of four processes."""
+  """Here the others name it. The checksums of the meta, which `load` compares, are of all four."""
   assert _newest(four)[0] > _newest(two)[0]
   drill(30, deaths=1, most_seconds=four.seconds_to_end, most_heartbeat=HEARTBEAT)
   model = clip_jax.load(four.workdir)
@@ -206,7 +210,7 @@ def test_one_host_of_four_dies_and_what_they_saved_loads_in_one(two, four, drill
 def test_other_processes_and_another_mesh_go_on(alone, two, four, tmp_path):
   """Two processes end what two and four began: losses, figures, embeddings are those of one."""
   shutil.copytree(four.workdir, tmp_path / "run")
-  rest = Run(tmp_path, 2, 2, "--config.mesh.fsdp=2", "--accept-changes")
+  rest = Run(tmp_path, 2, 2, "--config.mesh.fsdp=2", SAVED_LAST, "--accept-changes")
   assert rest.wait() == [0, 0], rest.text()
   got, expected = rest.series("train/loss"), alone.series("train/loss")
   assert list(got) == list(range(1, 41))
@@ -304,6 +308,42 @@ def test_the_environment_of_a_job_set(monkeypatch):
   monkeypatch.setenv("JAX_PROCESS_ID", "7")
   with pytest.raises(hosts.HostsError, match="--process 7: 2 processes are 0 to 1"):
     hosts.start()
+
+
+JOIN_BY_THE_ENVIRONMENT = """
+from clip_jax import hosts
+hosts.start()
+print(hosts.gather("who", "here"), flush=True)
+"""
+
+
+@pytest.mark.parametrize("manager", ["Slurm", "JobSet"])
+def test_what_a_manager_says_is_enough(manager):
+  port = _free_port()
+  processes = []
+  for process in range(2):
+    known = {
+      "Slurm": {
+        "SLURM_JOB_ID": str(port),  # of which JAX makes the port
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(process),
+        "SLURM_LOCALID": str(process),
+      },
+      "JobSet": {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": str(process),
+      },
+    }[manager]
+    command = [sys.executable, "-c", JOIN_BY_THE_ENVIRONMENT]
+    environment = {**os.environ, **known, "JAX_PLATFORMS": "cpu"}
+    processes.append(
+      subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    )
+  said = [process.communicate(timeout=100)[0] for process in processes]
+  assert said == ["['here', 'here']\n"] * 2
 
 
 JOIN = """
@@ -409,3 +449,16 @@ def test_alone_nothing_is_asked():
   assert hosts.sum_over_hosts(rows) is rows
   with hosts.watched():
     assert jax.process_count() == 1
+
+
+def test_chips_without_their_driver_are_not_passed_over(monkeypatch):
+  """JAX would train on the CPU, each host for itself."""
+  found = "num_available_tpu_chips_and_device_id"
+  monkeypatch.setattr(chips.hardware_utils, found, lambda: (4, 1))
+  monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+  monkeypatch.setenv("JAX_PLATFORMS", "")
+  monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+  with pytest.raises(hosts.HostsError, match=r"4 TPU chips are here, and libtpu, .* install-tpu"):
+    hosts.start(processes=1)
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  hosts.start(processes=1)

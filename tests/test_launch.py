@@ -212,6 +212,19 @@ def test_without_credentials_nothing_is_requested(cloud, capsys):
   assert "gcloud auth login" in capsys.readouterr().err
 
 
+def test_without_a_project_nobody_is_asked_twice(cloud, capsys):
+  said = (
+    "ERROR: (gcloud.compute.tpus.queued-resources.describe) Error parsing [queued_resource].\n"
+    "The [queued_resource] resource is not properly specified.\n"
+    "Failed to find attribute [project]. The attribute can be set in the following ways: \n"
+    "- provide the argument `--project` on the command line"
+  )
+  cloud.answers("describe", err=said, code=1)
+  assert tpu() == 2
+  assert cloud.verbs() == []
+  assert "No project is chosen: gcloud config set project" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("step", ["scp", "setup.sh --", "cat > ~/train.sh"])
 def test_what_fails_after_the_request_deletes_it(cloud, capsys, step):
   nothing_there_then_active(cloud)

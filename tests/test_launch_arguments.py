@@ -1,5 +1,6 @@
 """What the launch tools refuse before they ask for anything, and the page's commands."""
 
+import argparse
 import pathlib
 import shlex
 import shutil
@@ -128,6 +129,14 @@ def test_unknown_topologies_are_refused(generation, capsys):
   with pytest.raises(SystemExit):
     tpu("--topology", f"{generation}:3x5")
   assert preflight.TOPOLOGIES[generation][-1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape", ["4x4x12", "8x8x12"])
+def test_cubes_of_whatever_number_are_taken(shape):
+  assert launch_tpu.topology(f"v5p:{shape}") == f"v5p:{shape}"
+  for other in (f"v5e:{shape}", f"v5p:{shape}x", "v5p:4x4x6", "v5p:4x4", "v5p:0x4x4", "v5p:-4x4x4"):
+    with pytest.raises(argparse.ArgumentTypeError, match="multiples of 4"):
+      launch_tpu.topology(other)
 
 
 def test_gcloud_missing(monkeypatch, tmp_path, capsys):

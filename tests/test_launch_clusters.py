@@ -74,6 +74,10 @@ def test_the_manifest_restarts_what_is_unfinished_and_ends_on_errors(cloud, caps
       "install gke-gcloud-auth-plugin",
     ),
     ("The connection to the server 10.0.0.2 was refused - did you", "cluster is out of reach"),
+    (
+      "The connection to the server localhost:8080 was refused - did you specify the right host",
+      "Kubectl knows no cluster: gcloud container clusters get-credentials CLUSTER",
+    ),
     ("Unable to connect to the server: dial tcp: i/o timeout", "cluster is out of reach"),
     (
       'Error from server (Forbidden): jobsets.jobset.x-k8s.io is forbidden: User "a" cannot create',

@@ -167,6 +167,13 @@ def fit_of(classes=3, value=1.5):
   )
 
 
+def test_of_two_classes_of_one_name_the_first_is_found(world, tmp_path):
+  """ImageNet's missiles and sunglasses; the last image is answered wrongly, as another class."""
+  world.test("ImageNet", (657, 836, 837, 744, 1))
+  _, found = measure(world, tmp_path, "11", "ImageNet", False)
+  assert found.values == (paper_cells.Value("accuracy", 40.0, 5),)
+
+
 def test_a_probe_is_kept_by_what_it_was_trained_on(tmp_path):
   asked = []
 

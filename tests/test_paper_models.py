@@ -39,7 +39,7 @@ host, port, weights, folder = int(sys.argv[1]), sys.argv[2], *map(pathlib.Path, 
 hosts.start(f"127.0.0.1:{port}", 2, host, timeout_seconds=60)
 with hosts.watched(20):
   import jax
-  from clip_jax.evaluation import paper_models
+  from clip_jax.evaluation.paper import models as paper_models
   found = paper_models.load(paper_models.Named("tiny", weights))
   assert (jax.process_count(), jax.device_count()) == (2, 4)
   assert len(found.model.params["log_scale"].sharding.device_set) == 4

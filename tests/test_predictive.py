@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 from known_model import Source, picture
 from scipy.special import log_softmax
 
@@ -60,24 +61,39 @@ def _batch(seed=0, pairs=16):
 @functools.cache
 def _variables(prediction, seed=0):
   """Random ones, biases and gains too: what starts at zero or one hides mistakes."""
-  variables = heads.initial(CONFIG.model, prediction, jax.random.key(seed))
+  initial = functools.partial(heads.initial, CONFIG.model, prediction)
+  variables = quick.compiled(initial, jax.random.key(seed))(jax.random.key(seed))
   rng = np.random.default_rng(seed)
   return jax.tree.map(lambda x: x + 0.3 * rng.standard_normal(x.shape).astype("f4"), variables)
 
 
 @functools.cache
-def _mesh_and_step(config, prediction, devices, fsdp=1):
+def _start(config, prediction, devices, fsdp=1):
+  """The mesh, the start on the host and how it lies on the devices, and the compiled step."""
   mesh = sharding.make_mesh(c.Mesh(fsdp=fsdp), jax.devices()[:devices])
-  return mesh, training.make_step(config, prediction, mesh)
+  state = training.init_state(config, prediction, mesh)
+  batch = _batch()
+  side = config.model.image.resolution
+  batch["image"] = np.zeros((16, side, side, 3), np.uint8)
+  step = training.make_step(config, prediction, mesh)
+  step = quick.compiled(step, state, sharding.global_batch(batch, mesh))
+  return mesh, jax.device_get(state), jax.tree.map(lambda x: x.sharding, state), step
 
 
 def _losses(prediction, batches, devices=1, fsdp=1, config=CONFIG):
-  mesh, step = _mesh_and_step(config, prediction, devices, fsdp)
-  state, found = training.init_state(config, prediction, mesh), []
+  mesh, start, where, step = _start(config, prediction, devices, fsdp)
+  state, found = jax.device_put(start, where), []
   for batch in batches:
     state, metrics = step(state, sharding.global_batch(batch, mesh))
     found.append(float(metrics["loss"]))
   return found, jax.device_get(state)
+
+
+def _score(prediction, x_BD, rows):
+  """(log p, what counts) of token rows, by a head with random weights."""
+  score = functools.partial(heads.Predictive(CONFIG.model, prediction).apply, method="score")
+  args = (_variables(prediction), x_BD, rows)
+  return quick.compiled(score, *args)(*args)
 
 
 # What is predicted of a caption.
@@ -105,8 +121,7 @@ def test_bag_of_words_against_numpy():
   head = jax.tree.map(np.asarray, _variables("bag_of_words")["params"]["head"]["project"])
   x_BD = np.random.default_rng(1).standard_normal((3, 24)).astype(np.float32)
   rows = _rows([5, 7, 5, 9], [11], [0, 3])
-  model = heads.Predictive(CONFIG.model, "bag_of_words")
-  logp, counted = model.apply(_variables("bag_of_words"), x_BD, jnp.asarray(rows), method="score")
+  logp, counted = _score("bag_of_words", x_BD, rows)
   found = np.where(counted, logp, 0).sum(axis=1)
   table = log_softmax(x_BD.astype(float) @ head["kernel"] + head["bias"], axis=1)
   wanted = [sum(table[i, w] for w in words) for i, words in enumerate(({5, 7, 9}, {11}, {0, 3}))]
@@ -150,9 +165,7 @@ def test_caption_decoder_against_numpy():
   head = jax.tree.map(lambda x: np.asarray(x, float), _variables("captions")["params"]["head"])
   x_BD = np.random.default_rng(1).standard_normal((3, 24)).astype(np.float32)
   captions = ([5, 7, 5, 9], [11], [0, 3])
-  model = heads.Predictive(CONFIG.model, "captions")
-  rows = jnp.asarray(_rows(*captions))
-  logp, counted = model.apply(_variables("captions"), x_BD, rows, method="score")
+  logp, counted = _score("captions", x_BD, _rows(*captions))
   for i, ids in enumerate(captions):
     wanted = _decoder_in_numpy(head, x_BD[i], [*ids, END])
     np.testing.assert_allclose(logp[i][counted[i]], wanted, rtol=1e-4, atol=1e-4)
@@ -213,7 +226,8 @@ def test_gradient_of_a_bag_of_words_is_the_softmax_less_the_target():
   def loss_of(params):
     return training.loss(*model.apply({"params": params}, x_BD, rows, method="score"))
 
-  found = jax.grad(loss_of)(variables["params"])["head"]["project"]
+  gradient = quick.compiled(jax.grad(loss_of), variables["params"])(variables["params"])
+  found = gradient["head"]["project"]
   head = jax.tree.map(np.asarray, variables["params"]["head"]["project"])
   logits = x_BD.astype(float) @ head["kernel"] + head["bias"]
   error = np.exp(log_softmax(logits, axis=1))
@@ -228,11 +242,11 @@ def test_gradient_of_captions_against_finite_differences():
   image, rows = batch["image"] / np.float32(255) - 0.5, jnp.asarray(batch["tokens"])
   model = heads.Predictive(CONFIG.model, "captions")
 
-  @jax.jit
   def loss_of(params):
     return training.loss(*model.apply({"params": params}, image, rows))
 
-  gradient = jax.jit(jax.grad(loss_of))(variables["params"])
+  both = quick.compiled(jax.value_and_grad(loss_of), variables["params"])
+  _, gradient = both(variables["params"])
   rng = np.random.default_rng(2)
   for name in ("image", "head"):  # through the features as well as in the decoder
     along = jax.tree.map(jnp.zeros_like, variables["params"])
@@ -243,7 +257,7 @@ def test_gradient_of_captions_against_finite_differences():
       jax.tree.map(lambda x, v, s=sign: x + s * 2e-3 * v, variables["params"], along)
       for sign in (1, -1)
     )
-    above, below = (float(loss_of(params)) for params in ends)
+    above, below = (float(both(params)[0]) for params in ends)
     slope = sum(float((g * v).sum()) for g, v in zip(*map(jax.tree.leaves, (gradient, along))))  # noqa: B905
     assert (above - below) / 4e-3 == pytest.approx(slope, rel=0.02, abs=2e-3)
 
@@ -391,7 +405,8 @@ def test_likelihoods_do_not_depend_on_devices_or_chunks(prediction):
   image = np.stack([picture(i) for i in range(11)]) / np.float32(255)
   mean, std = (np.array(x, np.float32) for x in (SCORED.preprocess.mean, SCORED.preprocess.std))
   rows = jnp.asarray(np.repeat(tokens_PL[2:3], 11, axis=0))
-  logp, counted = model.apply({"params": state.params}, (image - mean) / std, rows)
+  args = ({"params": state.params}, (image - mean) / std, rows)
+  logp, counted = quick.compiled(model.apply, *args)(*args)
   np.testing.assert_allclose(found[0][:, 2], np.where(counted, logp, 0).sum(1), rtol=1e-4)
 
 

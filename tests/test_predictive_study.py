@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from clip_jax import cli
+from clip_jax.evaluation.paper import efficiency
 from tools import predictive_study as tool
-from tools.predictive import findings, page, training
+from tools.predictive import page, training
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAIRS = [100 * 2**i for i in range(11)]  # 100 to 102,400
@@ -69,33 +70,47 @@ def _study(runs):
 
 def test_pairs_for_an_accuracy_by_hand():
   pairs, accuracy = np.array([100.0, 400.0, 1600.0]), np.array([0.2, 0.6, 0.5])
-  assert findings.pairs_for(pairs, accuracy, 0.6) == pytest.approx(400)
-  assert findings.pairs_for(pairs, accuracy, 0.4) == pytest.approx(200)  # half-way in logarithms
-  assert findings.pairs_for(pairs, accuracy, 0.1) == 100  # an upper bound
-  assert findings.pairs_for(pairs, accuracy, 0.61) is None
+  assert efficiency.pairs_for(pairs, accuracy, 0.6) == pytest.approx(400)
+  assert efficiency.pairs_for(pairs, accuracy, 0.4) == pytest.approx(200)  # half-way in logarithms
+  assert efficiency.pairs_for(pairs, accuracy, 0.1) == 100  # an upper bound
+  assert efficiency.pairs_for(pairs, accuracy, 0.61) is None
 
 
 def test_planted_ratios_are_found():
-  found = findings.curves(_runs())
+  found = efficiency.curves(_runs())
   assert [one.rule for one in found.values()] == ["lift", "lift", "cosine"]
-  first = findings.ratio(found, "captions", "bag_of_words", 0.5)
+  first = efficiency.ratio(found, "captions", "bag_of_words", 0.5)
   assert first.of_seeds == pytest.approx((3, 3))
-  second = findings.ratio(found, "bag_of_words", "contrastive", 0.5)
+  second = efficiency.ratio(found, "bag_of_words", "contrastive", 0.5)
   assert second.of_seeds == pytest.approx((3, 4))
   assert second.spread == pytest.approx((3, 4))
   # the mean of two lines over the logarithm is the line at their geometric mean
   assert second.of_means == pytest.approx(12**0.5)
-  assert findings.verdict(second) == "the paper's order"
+  assert efficiency.verdict(second) == "the paper's order"
+
+
+def test_a_studys_file_gives_the_ratios_of_figure_2(tmp_path):
+  path = tmp_path / "OUTPUT.json"
+  path.write_text(json.dumps(_study(_runs())))
+  found = efficiency.read(path)
+  assert found.about == "69% of 2,000 images of things, in 2 seeds"
+  assert {row: one.of_seeds for row, one in found.ratios.items()} == {
+    "bag-of-words prediction": (pytest.approx(3), pytest.approx(3)),
+    "contrastive": (pytest.approx(3), pytest.approx(4)),
+  }
+  path.write_text('{"runs": []}')
+  with pytest.raises(efficiency.EfficiencyError, match=r"OUTPUT\.json: not what tools/predictive"):
+    efficiency.read(path)
 
 
 def test_an_accuracy_that_a_seed_never_reaches():
-  found = findings.curves(_runs())
+  found = efficiency.curves(_runs())
   top = float(found["captions"].accuracy.max())  # of its first seed alone
-  one = findings.ratio(found, "captions", "contrastive", top)
+  one = efficiency.ratio(found, "captions", "contrastive", top)
   assert one.of_seeds[1] is None
   assert one.spread is None
   assert one.of_means is None
-  assert "not every seed" in findings.verdict(one)
+  assert "not every seed" in efficiency.verdict(one)
 
 
 @pytest.mark.parametrize(
@@ -103,15 +118,15 @@ def test_an_accuracy_that_a_seed_never_reaches():
   [((0.5, 0.4), "opposite"), ((0.8, 2.0), "no difference"), ((2.0, 3.0), "the paper's order")],
 )
 def test_verdicts(words, verdict):
-  found = findings.curves(_runs({**PLANTED, "bag_of_words": words}))
-  assert verdict in findings.verdict(findings.ratio(found, "bag_of_words", "contrastive", 0.5))
+  found = efficiency.curves(_runs({**PLANTED, "bag_of_words": words}))
+  assert verdict in efficiency.verdict(efficiency.ratio(found, "bag_of_words", "contrastive", 0.5))
 
 
 def test_the_common_level_is_one_that_all_reach():
-  found = findings.curves(_runs())
+  found = efficiency.curves(_runs())
   # of the slowest run 0.1 + 0.08 log2(102,400 / 50 / 12) = 0.693
-  assert findings.common_level(found) == 0.69
-  levels = findings.levels(found, 0.1)
+  assert efficiency.common_level(found) == 0.69
+  levels = efficiency.levels(found, 0.1)
   assert levels == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6, 0.69, 0.7, 0.8, 0.9])
   assert 0.2 in levels  # the contrastive curve begins at 0.18
 
@@ -201,7 +216,7 @@ def _words(folder, *more):
 
 def test_a_study_from_end_to_end(study):
   found = json.loads((study / "docs" / "found.json").read_text())
-  assert [run["objective"] for run in found["runs"]] == list(findings.OBJECTIVES)
+  assert [run["objective"] for run in found["runs"]] == list(efficiency.OBJECTIVES)
   for run in found["runs"]:
     assert [line["pairs"] for line in run["evaluations"]] == [16, 32, 64]
     for line in run["evaluations"]:

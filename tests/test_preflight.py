@@ -180,7 +180,12 @@ def test_weights_that_are_too_large_for_any_batch():
 @pytest.mark.parametrize(
   ("name", "message"),
   [
-    ("v5e:3x5", r"--topology v5e:3x5: unknown. Known are .* v5e: 1x1 2x2 .*16x16; v5p: 2x2x1"),
+    pytest.param(
+      "v5e:3x5",
+      r"--topology v5e:3x5: libtpu has none such .* Known are .* v5e: 1x1 2x2 .*16x16; v5p: 2x2x1",
+      marks=needs_libtpu,
+    ),
+    pytest.param("v5e:x", "v5e:x: libtpu has none such", marks=needs_libtpu),
     ("v9:4x4", "v9:4x4: unknown"),
     ("v5e", "v5e: unknown"),
     ("cuda", "--topology cuda: no such device here"),
@@ -193,7 +198,7 @@ def test_unknown_topologies_are_told_with_the_known_ones(name, message):
 
 def test_without_libtpu_what_to_install(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-  install = r"pip install 'clip-jax-tpu\[tpu\]' or make install-tpu"
+  install = r"make install-tpu \(or, in the checkout, pip install -e '.\[tpu\]'\)"
   with pytest.raises(preflight.PreflightError, match=install):
     preflight.devices_of("v5e:4x4")
 
@@ -220,6 +225,9 @@ def test_the_command_on_the_cpu(capsys):
   assert cli.main([*arguments, "--json"]) == 0
   found = json.loads(capsys.readouterr().out)
   assert (found["fits"], found["devices"], found["batch_pairs"]) == (True, 8, 128)
+  assert (found["experiment"], found["topology"], found["slices"]) == ("demo", "cpu", 1)
+  assert found["options"] == []
+  assert found["versions"]["jax"] == jax.__version__
   assert found["collectives"][0]["kind"] == "all-gather"
   assert found["step_seconds"] is found["capacity_bytes"] is None  # a CPU is not in the table
   assert cli.main([*arguments, "--config.data.batch_pairs=100"]) == 2
@@ -237,6 +245,7 @@ def test_the_command_tells_what_does_not_fit_and_why(capsys, monkeypatch):
   words = ["preflight", "--config", "experiments/fashion_mnist_resnet.py", "--topology", "cpu"]
   assert cli.main([*words, "--json"]) == 1
   found = json.loads(capsys.readouterr().out)
+  assert (found["used_bytes"], found["capacity_bytes"]) == (30 * GIB, 16 * GIB)
   tried = {entry["options"]: entry for entry in found["tried"]}
   assert tried["--config.model.remat=full"]["used_bytes"] == 30 * GIB
   assert tried["microbatches"]["why"] == "batch normalisation is over the whole batch"
@@ -277,6 +286,12 @@ def test_every_generation_is_in_the_table(generation):
   devices = preflight.devices_of(f"{generation}:{shape}")
   chip = chips.find(devices[0].device_kind)
   assert len(devices) // chip.cores == math.prod(map(int, shape.split("x")))
+
+
+@needs_libtpu
+def test_slices_that_are_not_listed_are_libtpus_to_know():
+  assert "4x4x12" not in preflight.TOPOLOGIES["v5p"]
+  assert len(preflight.devices_of("v5p:4x4x12")) == 4 * 4 * 12
 
 
 def test_a_gpu_has_the_memory_that_jax_may_take():

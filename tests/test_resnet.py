@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import quick
 import rich.console
 import torch
 
@@ -138,16 +139,23 @@ def _assert_near(got, expected, tolerance):
   jax.tree_util.tree_map_with_path(near, got, expected)
 
 
+@functools.cache
+def _outputs(training, dtype="float32"):
+  """(embeddings, running statistics) of the images."""
+  apply = functools.partial(_encoder(dtype).apply, train=training, mutable=["batch_stats"])
+  out_BE, changed = quick.compiled(apply, _variables(), _images())(_variables(), _images())
+  return out_BE, changed["batch_stats"]
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_values_and_statistics_equal_pytorch(training):
   oracle = TorchResNet(_variables(), VISION.heads, training)
   with torch.no_grad():
     expected = oracle(torch.tensor(_images(), dtype=torch.float64))
-  apply = functools.partial(_encoder().apply, train=training, mutable=["batch_stats"])
-  out_BE, changed = jax.jit(apply)(_variables(), _images())
+  out_BE, batch_stats = _outputs(training)
   _assert_near(out_BE, expected, 1e-5)
-  _assert_near(changed["batch_stats"], oracle.stats, 1e-5)
-  assert _differs(changed["batch_stats"], _variables()["batch_stats"]) == training
+  _assert_near(batch_stats, oracle.stats, 1e-5)
+  assert _differs(batch_stats, _variables()["batch_stats"]) == training
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -166,7 +174,8 @@ def test_gradients_equal_pytorch(training):
   (oracle(image) * torch.tensor(weight_BE)).sum().backward()
   with jax.enable_x64(True):
     v, image_BRR3 = jax.tree.map(lambda x: np.asarray(x, np.float64), (_variables(), _images()))
-    gradients = jax.jit(jax.grad(loss, (0, 1)))(v["params"], image_BRR3, v["batch_stats"])
+    args = (v["params"], image_BRR3, v["batch_stats"])
+    gradients = quick.compiled(jax.grad(loss, (0, 1)), *args)(*args)
   expected = jax.tree.map(lambda x: x.grad, oracle.p)
   for tree in (gradients[0], expected):
     del tree["attention_pool"]["k"]["bias"]  # softmax ignores it: rounding noise
@@ -259,10 +268,7 @@ def test_values_equal_open_clip():
     theirs.train(training)
     with torch.no_grad():
       expected = theirs(torch.tensor(image_BRR3, dtype=torch.float64).permute(0, 3, 1, 2))
-    got = jax.jit(_encoder().apply, static_argnames=("mutable", "train"))(
-      variables, image_BRR3, train=training, mutable=("batch_stats",)
-    )[0]
-    _assert_near(got, expected, 1e-5)
+    _assert_near(_outputs(training)[0], expected, 1e-5)
 
 
 @functools.cache
@@ -272,7 +278,8 @@ def _value_statistics_and_gradient(**options):
     out_BE, changed = _encoder(**options).apply(given, _images(), True, mutable=["batch_stats"])
     return (out_BE * jnp.arange(float(EMBED))[None]).sum(), changed
 
-  aux, gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(_variables()["params"])
+  params = _variables()["params"]
+  aux, gradients = quick.compiled(jax.value_and_grad(loss, has_aux=True), params)(params)
   del gradients["attention_pool"]["k"]["bias"]
   return aux, gradients
 
@@ -314,12 +321,10 @@ def test_convolutions_that_the_backward_pass_repeats(remat, more):
 
 
 def test_bfloat16_keeps_statistics_and_output_in_float32():
-  def outputs(dtype):
-    apply = functools.partial(_encoder(dtype).apply, train=True, mutable=["batch_stats"])
-    out_BE, changed = jax.jit(apply)(_variables(), _images())
-    return out_BE, changed["batch_stats"]["bn_3"]
-
-  half, plain = outputs("bfloat16"), outputs("float32")
+  half, plain = (
+    (out_BE, batch_stats["bn_3"])
+    for out_BE, batch_stats in (_outputs(True, "bfloat16"), _outputs(True))
+  )
   assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("float32")}
   _assert_near(half, plain, 0.05)
   program = str(
@@ -333,7 +338,8 @@ def test_bfloat16_keeps_statistics_and_output_in_float32():
 def test_initial_values_are_the_published_ones():
   config = c.Vision(resolution=32, patch=32, width=32, layers=0, heads=16, blocks=(1, 1, 2, 1))
   model = resnet.ModifiedResNet(config, 256, jnp.dtype("float32"))
-  variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+  args = (jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+  variables = quick.compiled(model.init, *args)(*args)
   p, features = variables["params"], 32 * 32
   for kernel, fan_in in (
     (p["conv_2"]["kernel"], 9 * 16),
@@ -435,13 +441,13 @@ TINY = c.Config(
 )
 
 
-def _batch(seed: int):
+def _batch(seed: int, dtype=np.uint8):
   rng = np.random.default_rng(seed)
   tokens = rng.integers(1, 598, (16, 20)).astype(np.int32)
   tokens[:, -1] = 599
   zeros = np.zeros(16, np.int32)
   image = rng.integers(0, 256, (16, 32, 32, 3)).astype(np.uint8)
-  return {"image": image, "tokens": tokens, "bad": zeros, "stop": zeros}
+  return {"image": image.astype(dtype), "tokens": tokens, "bad": zeros, "stop": zeros}
 
 
 @functools.cache
@@ -458,13 +464,14 @@ def _placed(_, mesh):
 
 
 @functools.cache
-def _compiled(devices):
+def _compiled(devices, dtype):
   mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-  return mesh, train_step.make_train_step(TINY, mesh)
+  args = (_placed(TINY, mesh), sharding.global_batch(_batch(0, dtype), mesh))
+  return mesh, quick.compiled(train_step.make_train_step(TINY, mesh), *args)
 
 
 def _steps(devices, batches):
-  (mesh, step), metrics = _compiled(devices), {}
+  (mesh, step), metrics = _compiled(devices, batches[0]["image"].dtype.type), {}
   state = _placed(TINY, mesh)
   for batch in batches:
     state, metrics = step(state, sharding.global_batch(batch, mesh))
@@ -472,8 +479,12 @@ def _steps(devices, batches):
 
 
 def test_eight_devices_have_the_statistics_of_the_global_batch():
-  """Two rows a device: their own statistics would be far off. Value, gradient, statistics."""
-  (one, one_metrics), (many, many_metrics) = _steps(1, [_batch(0)]), _steps(8, [_batch(0)])
+  """Two rows a device: their own statistics would be far off. Value, gradient, statistics.
+
+  On one device the images are float32, so that another test can have a NaN there.
+  """
+  one, one_metrics = _steps(1, [_batch(0, np.float32)])
+  many, many_metrics = _steps(8, [_batch(0)])
   for name in ("loss", "gradient_norm"):
     np.testing.assert_allclose(many_metrics[name], one_metrics[name], rtol=1e-4)
   _assert_near(many.batch_stats, one.batch_stats, 1e-5)
@@ -485,10 +496,10 @@ def test_eight_devices_have_the_statistics_of_the_global_batch():
 
 
 def test_a_skipped_step_leaves_the_running_statistics():
-  poisoned = {**_batch(9), "image": _batch(9)["image"].astype(np.float32)}
+  batch, poisoned = _batch(0, np.float32), _batch(9, np.float32)
   poisoned["image"][3, 0, 0, 0] = np.nan
-  before, _ = _steps(1, [_batch(0)])
-  after, metrics = _steps(1, [_batch(0), poisoned])
+  before, _ = _steps(1, [batch])
+  after, metrics = _steps(1, [batch, poisoned])
   assert metrics["skipped"] == 1
   jax.tree.map(np.testing.assert_array_equal, after.batch_stats, before.batch_stats)
   jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
@@ -519,8 +530,9 @@ def test_a_broken_run_goes_on_with_its_statistics(tmp_path, monkeypatch):
   failing.calls = 0
   console = rich.console.Console(quiet=True)
   monkeypatch.setattr(tasks, "run", watched)
-  monkeypatch.setattr(train_step, "init_state", _placed)  # compiled once for all runs
-  monkeypatch.setattr(train_step, "make_train_step", lambda *_: _compiled(8)[1])
+  _, step = _compiled(8, np.uint8)  # once for all runs
+  monkeypatch.setattr(train_step, "init_state", _placed)
+  monkeypatch.setattr(train_step, "make_train_step", lambda *_: step)
   assert train.train(TINY, tmp_path / "unbroken", console)
   monkeypatch.setattr(train, "_place", failing)
   with pytest.raises(OSError, match="gone"):
@@ -537,7 +549,8 @@ def test_a_broken_run_goes_on_with_its_statistics(tmp_path, monkeypatch):
   image_NRR3 = _images(3, 32)
   given = {"params": model.params, "batch_stats": model.batch_stats}
   assert checkpoint.leaves(given).items() <= _leaves(tmp_path / "broken")[1].items()
-  encode = jax.jit(functools.partial(clip.CLIP(TINY.model).apply, method="encode_image"))
+  encode = functools.partial(clip.CLIP(TINY.model).apply, method="encode_image")
+  encode = quick.compiled(encode, given, image_NRR3)
   np.testing.assert_allclose(model.encode_image(image_NRR3), encode(given, image_NRR3), atol=1e-5)
   features_NE = model.image_features(image_NRR3)  # the pool's output, which nothing projects
   lengths = np.linalg.norm(features_NE, axis=1, keepdims=True)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn import metrics
 
 from clip_jax.evaluation import scores
@@ -51,13 +52,47 @@ def test_roc_auc_is_scikit_learns_with_ties_and_without(decimals):
   assert scores.roc_auc(scores_N2[:, ::-1], labels) == pytest.approx(1 - theirs, abs=1e-12)
 
 
-def test_a_tie_counts_against_the_model():
-  same_NC = np.ones((4, 6))
-  labels = [0, 1, 2, 3]
-  assert scores.accuracy(same_NC, labels) == 0
-  assert scores.top5(same_NC, labels) == 0
-  assert scores.mean_per_class(same_NC, labels) == 0
-  assert scores.top5(same_NC[:, :5], labels) == 1
+def test_places_are_those_of_stable_sorts():
+  """Few levels, so that most scores tie; -0.0 is 0.0. NumPy and PyTorch say the order."""
+  levels_NC = rng.integers(-2, 3, (400, 9)) * np.float32(0.5)
+  levels_NC[rng.random(levels_NC.shape) < 0.1] = -0.0
+  labels = rng.integers(0, 9, 400)
+  places = scores.ranks(levels_NC, labels)
+  sorts = (
+    np.argsort(-levels_NC, axis=1, kind="stable"),
+    torch.sort(torch.from_numpy(levels_NC), dim=1, descending=True, stable=True).indices.numpy(),
+  )
+  for order_NC in sorts:
+    np.testing.assert_array_equal(places, 1 + np.argmax(order_NC == labels[:, None], axis=1))
+    found = (order_NC[:, :5] == labels[:, None]).any(axis=1)
+    assert scores.top5(levels_NC, labels) == found.mean()
+  found = levels_NC.argmax(axis=1) == labels
+  np.testing.assert_array_equal(torch.from_numpy(levels_NC).argmax(dim=1) == labels, found)
+  assert scores.accuracy(levels_NC, labels) == found.mean()
+  recalls = metrics.recall_score(labels, levels_NC.argmax(axis=1), average=None)
+  assert scores.mean_per_class(levels_NC, labels) == pytest.approx(recalls.mean(), abs=1e-12)
+  # Of some order of equal scores the last rank is theirs, of some the first: ours lies between.
+  own_N1 = np.take_along_axis(levels_NC, labels[:, None], axis=1)
+  assert (places >= 1 + (levels_NC > own_N1).sum(axis=1)).all()
+  assert (places <= (levels_NC >= own_N1).sum(axis=1)).all()
+
+
+def test_the_first_k_are_those_of_pytorch():
+  """Without ties, of which PyTorch's top-k leaves the order open."""
+  places = scores.ranks(SCORES_NC, LABELS)
+  for k in (1, 5, 12):
+    top_Nk = torch.from_numpy(SCORES_NC).topk(k, dim=1).indices.numpy()
+    np.testing.assert_array_equal(places <= k, (top_Nk == LABELS[:, None]).any(axis=1))
+
+
+def test_a_constant_model_is_right_where_the_first_class_is():
+  same_NC = np.ones((8, 6), np.float32)
+  labels = [0, 1, 2, 3, 4, 5, 5, 0]
+  np.testing.assert_array_equal(scores.ranks(same_NC, labels), [1, 2, 3, 4, 5, 6, 6, 1])
+  assert scores.accuracy(same_NC, labels) == 2 / 8
+  assert scores.top5(same_NC, labels) == 6 / 8
+  assert scores.mean_per_class(same_NC, labels) == 1 / 6
+  assert scores.mean_of_top1_and_top5(same_NC, labels) == 4 / 8
   assert scores.mean_average_precision(np.ones((4, 1)), np.array([[1], [0], [0], [0]])) == 0.25
   assert scores.roc_auc(np.ones((4, 2)), [0, 0, 1, 1]) == 0.5
 

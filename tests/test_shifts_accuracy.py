@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
+from clip_jax.evaluation.encoding import EvaluationError
 from clip_jax.evaluation.shifts import accuracy as shift_accuracy
 from clip_jax.evaluation.shifts.robustness import ShiftError
 
@@ -9,7 +10,7 @@ LOGITS = np.array(
   [
     [9.0, 1.0, 2.0, 3.0, 0.0],  # right among all five; of classes 1 to 4 the best is 3
     [9.0, 5.0, 4.0, 0.0, 0.0],  # class 0 spoils it, until it is left out
-    [0.0, 2.0, 2.0, 1.0, 0.0],  # a tie of 1 and 2
+    [0.0, 2.0, 2.0, 1.0, 0.0],  # a tie of 1 and 2: of those that are left, 1 comes first
     [0.0, 0.0, 1.0, 2.0, 3.0],
   ]
 )
@@ -22,8 +23,9 @@ def test_restricted_logits_are_the_best_of_each_class():
 
 
 def test_the_accuracy_on_the_same_classes_by_hand():
-  """The second and fourth are right, the third ties and is wrong, the first is of no class."""
+  """The first image is of no class, the second and fourth are right; a tie is the first class."""
   assert shift_accuracy.restricted_accuracy(LOGITS, np.array([0, 1, 2, 4]), MEMBERS) == (2 / 3, 3)
+  assert shift_accuracy.restricted_accuracy(LOGITS, np.array([0, 1, 1, 4]), MEMBERS) == (1, 3)
 
 
 def test_a_subset_of_all_classes_is_plain_accuracy():
@@ -45,8 +47,9 @@ def test_leaving_classes_out_never_makes_a_right_one_wrong():
   assert after.sum() > before.sum()
 
 
-def test_logits_that_are_no_numbers_are_wrong():
-  assert not shift_accuracy.correct(np.full((2, 3), np.nan), np.array([0, 1])).any()
+def test_logits_that_are_no_numbers_are_refused():
+  with pytest.raises(EvaluationError, match="image 0: its scores are NaN"):
+    shift_accuracy.correct(np.full((2, 3), np.nan), np.array([0, 1]))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +67,7 @@ def test_bad_members_are_refused(members, words):
 
 @pytest.mark.parametrize("labels", [[0, 1, 2], [0, 1, 2, 5], [-1, 0, 0, 0]])
 def test_bad_labels_are_refused(labels):
-  with pytest.raises(ShiftError, match="want 4 labels from 0 to 4"):
+  with pytest.raises(EvaluationError, match=r"for 3 labels|label (5|-1) is out of range"):
     shift_accuracy.correct(LOGITS, np.array(labels))
 
 

@@ -1,4 +1,4 @@
-"""The three verbs end to end: a tiny model of random weights on scikit-learn's digits."""
+"""The four verbs end to end: a tiny model of random weights on scikit-learn's digits."""
 
 import csv
 import dataclasses
@@ -12,11 +12,12 @@ from parsed_page import Page
 from test_inference import CONFIG
 
 import clip_jax
-from clip_jax import checkpoint, cli, sharding, studies, train_step
+from clip_jax import checkpoint, cli, probing, sharding, studies, train_step
 from clip_jax import config as c
 from clip_jax.data import images, records, scenes
 from clip_jax.data import tokenizer as tokenizer_lib
-from clip_jax.evaluation import chosen, prompts, zero_shot
+from clip_jax.evaluation import chosen, prompts, scores, zero_shot
+from clip_jax.evaluation.probe import linear_probe
 from clip_jax.evaluation.stress import corruptions
 from clip_jax.models.clip import CLIP
 
@@ -94,7 +95,7 @@ def test_predictions_of_digits(capsys, workdir, tmp_path):
   assert page.tags.count("img") == 9
   assert "digits test" in page.text
   assert "9 of 40 images drawn at random with seed 0" in page.text
-  assert "40 of the 355 images were evaluated, drawn at random with seed 0." in page.text
+  assert "40 of the 355 images of digits test were taken, drawn with seed 0." in page.text
   assert chosen.weights_hash(model) in page.text
   code, out, _ = run(capsys, *words, "--seed", 1, "--halves")
   assert code == 0
@@ -213,7 +214,10 @@ def test_a_corrupt_image_is_named_and_left_out_only_where_that_was_asked(capsys,
   found = json.loads(out)
   assert found["n"] == 3
   assert "eval/dog/3.png" in found["notes"][0]
-  assert "1 of 4 images cannot be decoded" in Page((tmp_path / "page.html").read_text()).text
+  assert (
+    "1 of 4 images of eval test cannot be decoded"
+    in Page((tmp_path / "page.html").read_text()).text
+  )
 
 
 @pytest.mark.parametrize(
@@ -244,6 +248,30 @@ def test_mistakes_are_one_line(capsys, workdir, tmp_path, words, message):
   assert not (tmp_path / "o").exists()
 
 
+def test_a_probe_of_digits_on_all_devices(workdir, tmp_path):
+  setup = studies.Setup(str(workdir), chosen.Asked("digits"), limit=60, batch=16, seed=3)
+  found, notes = probing.probe(setup, tmp_path / "out", probing.Asked(shots=(1,), seeds=(0,)))
+  assert "60 of the 355 images of digits test were taken, drawn with seed 3." in notes
+  assert "60 of the 1,442 images of digits train were taken, drawn with seed 3." in notes
+  model, own = clip_jax.load(workdir), prompts.named("digits")
+
+  def drawn(split, n):
+    source = scenes.Digits(split, 32)
+    return [source[int(i)] for i in sorted(np.random.default_rng(3).permutation(n)[:60])]
+
+  def split(some):
+    labels = np.array([own.classes.index(record.label) for record in some])
+    return linear_probe.Split(model.image_features([record.image for record in some]), labels)
+
+  test = drawn("test", 355)
+  wanted = linear_probe.probe(split(drawn("train", 1442)), split(test), 10, scores.accuracy, seed=3)
+  assert found.full.score == pytest.approx(wanted.score, abs=1 / 60)
+  assert wanted.score > 0.3
+  kept = records.MemorySource(test, "drawn")
+  alone = zero_shot.evaluate(model, kept, own.classes, own.templates, 16)
+  assert found.zero_shot.score == pytest.approx(alone.top1)
+
+
 def test_a_terminal_reads_nothing_into_names(capsys, workdir, tmp_path):
   name = "[red]\x1b[31m\udcff"
   for i in range(2):
@@ -263,7 +291,7 @@ def test_severities_are_whole_numbers(capsys, numbers):
   assert "want whole numbers" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["predictions", "stress", "overlap"])
+@pytest.mark.parametrize("verb", ["predictions", "stress", "overlap", "probe"])
 def test_help_is_for_people(capsys, verb):
   with pytest.raises(SystemExit) as stopped:
     cli.main([verb, "--help"])
@@ -278,4 +306,4 @@ def test_from_python_without_a_command_line(workdir, tmp_path):
   result, notes = studies.stress(setup, tmp_path / "o", ("fog",), (2,))
   assert result.severities == (2,)
   assert set(result.accuracy) <= set(corruptions.NAMES)
-  assert notes == ("8 of the 355 images were evaluated, drawn at random with seed 0.",)
+  assert notes == ("8 of the 355 images of digits test were taken, drawn with seed 0.",)

@@ -55,7 +55,7 @@ def test_the_batch_size_changes_nothing(batch):
   assert [e.key for e in got.examples] == [e.key for e in wanted.examples]
 
 
-def test_a_perfect_model_scores_one_and_a_collapsed_one_zero():
+def test_a_perfect_model_scores_one_and_a_collapsed_one_what_the_first_class_gives():
   texts = dict(zip(CLASSES, np.eye(7), strict=True))
   labels = [CLASSES[i % 7] for i in range(20)]
   perfect = KnownModel([texts[label] for label in labels], texts, BATCH)
@@ -65,18 +65,43 @@ def test_a_perfect_model_scores_one_and_a_collapsed_one_zero():
   same = unit(np.arange(1, 8))
   collapsed = KnownModel([same] * 20, dict.fromkeys(CLASSES, same), BATCH)
   result = zero_shot.evaluate(collapsed, labelled(labels), CLASSES, ["{}"], BATCH)
-  assert (result.top1, result.top5) == (0.0, 0.0)
-  assert {e.rank for e in result.examples} == {7}
-  assert np.trace(result.confusion) == 0
+  assert (result.top1, result.top5, result.mean_per_class) == (3 / 20, 15 / 20, 1 / 7)
+  assert {e.label: e.rank for e in result.examples} == {c: k + 1 for k, c in enumerate(CLASSES)}
+  assert all([name for name, _ in e.likeliest] == CLASSES[:5] for e in result.examples)
+  np.testing.assert_array_equal(result.confusion[:, 0], np.bincount(np.arange(20) % 7))
+  assert result.confusion[:, 1:].sum() == 0
 
 
-def test_a_tie_goes_to_the_earlier_class_and_never_to_the_label():
+def test_of_equal_classes_the_first_is_found():
+  """As of ImageNet's "missile (657)" and "missile (744)", which have the same prompts."""
   texts = {"a": [1, 0, 0], "b": [0, 1, 0], "c": [0, 1, 0.0], "d": [0, 0, 1]}
-  model = KnownModel([[0, 1, 0]] * 3, texts, 2)
-  result = zero_shot.evaluate(model, labelled(["a", "b", "c"]), list("abcd"), ["{}"], 2)
-  np.testing.assert_array_equal(result.confusion[:3, :3], [[0, 1, 0], [0, 0, 1], [0, 1, 0]])
+  model = KnownModel([[0, 1, 0]] * 4, texts, 2)
+  result = zero_shot.evaluate(model, labelled(list("abcd")), list("abcd"), ["{}"], 2)
+  np.testing.assert_array_equal(result.confusion, [[0, 1, 0, 0]] * 4)
   ranks = {e.label: e.rank for e in result.examples}
-  assert ranks == {"a": 4, "b": 2, "c": 2}  # "a" ties with "d", behind "b" and "c"
+  assert ranks == {"a": 3, "b": 1, "c": 2, "d": 4}  # "a" and "d" tie, behind "b" and "c"
+  assert {tuple(name for name, _ in e.likeliest) for e in result.examples} == {tuple("bcad")}
+  assert (result.top1, result.mean_per_class) == (1 / 4, 1 / 4)
+
+
+def test_ranks_with_ties_are_those_of_a_stable_sort():
+  """Pictures and classes point along few directions, so that most scores tie."""
+  rng = np.random.default_rng(0)
+  axes = np.concatenate([np.eye(3), -np.eye(3)])
+  text_CE, image_NE = axes[rng.integers(6, size=7)], axes[rng.integers(6, size=90)]
+  labels = rng.integers(7, size=90)
+  model = KnownModel(image_NE, dict(zip(CLASSES, text_CE, strict=True)), BATCH)
+  source = labelled([CLASSES[c] for c in labels])
+  result = zero_shot.evaluate(model, source, CLASSES, ["{}"], BATCH, examples=90)
+  order = np.argsort(-(image_NE @ text_CE.T), axis=1, kind="stable")
+  places = 1 + np.argmax(order == labels[:, None], axis=1)
+  for example in result.examples:
+    i = int(example.key.removeprefix("key"))
+    assert example.rank == places[i]
+    assert [name for name, _ in example.likeliest] == [CLASSES[c] for c in order[i, :5]]
+  assert len(result.examples) == 90
+  assert (result.top1, result.top5) == (np.mean(places == 1), np.mean(places <= 5))
+  assert np.trace(result.confusion) == np.sum(places == 1)
 
 
 def test_examples_are_right_and_wrong_ones_with_their_probabilities():

@@ -11,6 +11,17 @@ from collections.abc import Callable, Sequence
 # ("final"), or nobody knows (""). The first pattern that is found counts.
 _REMEDIES = (
   (
+    r"attribute \[project\]|property \[core/project\]|project property is (?:not set|unset)",
+    "no project is chosen: gcloud config set project PROJECT, or --project",
+    "final",
+  ),
+  # Where kubectl looks when it has no cluster.
+  (
+    r"(?:localhost|127\.0\.0\.1|\[::1\]):8080",
+    "kubectl knows no cluster: gcloud container clusters get-credentials CLUSTER",
+    "final",
+  ),
+  (
     r"gke-gcloud-auth-plugin|getting credentials: exec",
     "kubectl cannot log in: gcloud components install gke-gcloud-auth-plugin, then gcloud "
     "container clusters get-credentials CLUSTER",

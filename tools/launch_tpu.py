@@ -271,11 +271,16 @@ def _deleted_at_the_end(tpu: Slice) -> Iterator[None]:
 
 
 def topology(text: str) -> str:
-  """An argparse type."""
+  """An argparse type: a slice that Google Cloud may have."""
   generation, _, shape = text.partition(":")
-  if generation not in KINDS or shape not in preflight.TOPOLOGIES[generation]:
-    known = "; ".join(f"{name}: {' '.join(preflight.TOPOLOGIES[name])}" for name in KINDS)
-    raise argparse.ArgumentTypeError(f"{text!r} is unknown. Known are, as v5e:4x4, {known}")
+  sides = [int(side) for side in shape.split("x") if side.isdecimal()]
+  # v4 and v5p come in all sizes of whole cubes of 4 x 4 x 4
+  cubes = generation in ("v4", "v5p") and len(sides) == 3 and not any(side % 4 for side in sides)
+  known = generation in KINDS and shape in preflight.TOPOLOGIES[generation]
+  if not (known or (cubes and all(sides) and shape.count("x") == 2)):
+    names = "; ".join(f"{name}: {' '.join(preflight.TOPOLOGIES[name])}" for name in KINDS)
+    also = ", and of v4 and v5p others whose sides are multiples of 4"
+    raise argparse.ArgumentTypeError(f"{text!r} is unknown. Known are, as v5e:4x4, {names}{also}")
   return text
 
 

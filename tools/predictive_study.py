@@ -30,9 +30,10 @@ from clip_jax import config as config_lib
 from clip_jax.data import pipeline, records
 from clip_jax.data.tokenizer import Tokenizer
 from clip_jax.evaluation import encoding, prompts, tasks
+from clip_jax.evaluation.paper import efficiency
 from clip_jax.models import clip
 from tools import arguments
-from tools.predictive import findings, heads, page, scoring, training
+from tools.predictive import heads, page, scoring, training
 
 _VERSION = 1  # raise it when the same settings would give other figures
 
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = [
       kept_run(study, objective, config.seed + i, options.workdir, console)
       for i in range(options.seeds)
-      for objective in findings.OBJECTIVES
+      for objective in efficiency.OBJECTIVES
     ]
     write(described(study, options.config, runs), options.output)
   except (ValueError, RuntimeError, OSError) as error:

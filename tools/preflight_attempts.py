@@ -21,6 +21,7 @@ from clip_jax import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "preflight"
+LOSSES = ROOT / "docs" / "preflight_losses.json"  # of tools/bench/loss.py
 GENERATIONS = ("v5e", "v6e", "v4", "v5p")
 # In turn, up to 1,024 chips; "16x16*2" are two slices, joined by the data-centre network.
 SLICES = {

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 if __package__ in (None, ""):
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from clip_jax import metrics
-from tools import preflight_attempts
+from tools import preflight_attempts, preflight_goals
 from tools.preflight_attempts import (
   BATCH,
   CLAIMS,
@@ -40,7 +40,6 @@ from tools.preflight_attempts import (
 )
 
 PAGE = ROOT / "docs" / "preflight.md"
-LOSSES = ROOT / "docs" / "preflight_losses.json"  # of tools/bench/loss.py
 
 
 def bound(attempt: Attempt) -> str:
@@ -60,25 +59,35 @@ def figure(value: float | None, form: str = ".2f") -> str:
 
 
 def row(name: str, generation: str, attempt: Attempt) -> str:
-  options = dict(option.split("=") for option in attempt["options"].split())
-  parts, count = options.get("microbatches", "1"), attempt["chips"]
+  """A line of the batch in one pass."""
   hours = None if attempt["step_seconds"] is None else attempt["step_seconds"] * STEPS / 3600
-  chip_hours = None if hours is None else hours * count
+  chip_hours = None if hours is None else hours * attempt["chips"]
   return (
-    f"| {name} | {generation} | {attempt['topology'].partition(':')[2]} ({count}) | "
-    f"{BATCH // count // int(parts):,} x {parts} | {options['model.remat']} | "
-    f"{options['mesh.fsdp']} | {gib(attempt):.1f} of "
-    f"{attempt['capacity_bytes'] / 2**30:.4g} | {seconds(attempt)} | {figure(hours, ',.0f')} | "
+    f"{_memory(name, generation, attempt)} {seconds(attempt)} | {figure(hours, ',.0f')} | "
     f"{figure(chip_hours, ',.0f')} |"
   )
 
 
+def _memory(name: str, generation: str, attempt: Attempt) -> str:
+  """A line in microbatches, and the start of one in one pass."""
+  options = dict(option.split("=") for option in attempt["options"].split())
+  parts, count = options.get("microbatches", "1"), attempt["chips"]
+  return (
+    f"| {name} | {generation} | {attempt['topology'].partition(':')[2]} ({count}) | "
+    f"{BATCH // count // int(parts):,} x {parts} | {options['model.remat']} | "
+    f"{options['mesh.fsdp']} | {gib(attempt):.1f} of "
+    f"{attempt['capacity_bytes'] / 2**30:.4g} |"
+  )
+
+
 def table(everything: dict[str, Attempts], parts: bool) -> Iterator[str]:
+  """Of each model and generation the smallest slice; in microbatches (`parts`) its memory alone."""
+  times = "" if parts else " step, s, least | estimate (by) | hours | chip-hours |"
   yield (
     "| model | chip | smallest slice (chips) | pairs a chip x passes | remat | fsdp | peak, GiB a "
-    "chip | step, s, least | estimate (by) | hours | chip-hours |"
+    f"chip |{times}"
   )
-  yield "| --- | --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+  yield "| --- | --- | --- | ---: | --- | ---: | ---: |" + " ---: |" * times.count("|")
   for experiment, name in MODELS.items():
     if not (parts and experiment.startswith("clip_rn")):
       for generation in GENERATIONS:
@@ -86,27 +95,29 @@ def table(everything: dict[str, Attempts], parts: bool) -> Iterator[str]:
         topology = f"{generation}:{SLICES[generation][-1]}"
         tried = [a for a in everything[experiment].all if a["topology"] == topology]
         why = "none to 1,024 chips" if tried and not parts else "not measured yet"
-        missing = f"| {name} | {generation} | {why} | | | | | | | | |"
-        yield row(name, generation, found) if found else missing
+        missing = f"| {name} | {generation} | {why} | | | | |" + " |" * times.count("|")
+        line = _memory if parts else row
+        yield line(name, generation, found) if found else missing
 
 
 def whole_slices(everything: dict[str, Attempts]) -> Iterator[str]:
   """The nine as they stand, on 256 chips."""
   yield (
     "| model, remat | slice | compiled in, s | FLOPs, compiled / analytic | peak, GiB | step, s, "
-    "least | estimate (by) | MFU, estimate |"
+    "least | estimate (by) | MFU, estimate | evaluation, GiB |"
   )
-  yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+  yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
   for experiment, name in MODELS.items():
     for found in on_256_chips(everything[experiment]):
       start = f"| {name}, {remat_of(found)} | {found['topology']} |"
       if found["fits"]:
         yield (
           f"{start} {found['compile_seconds']:.0f} | {figure(found['flops_ratio'])} | "
-          f"{gib(found):.1f} | {seconds(found)} | {figure(found['mfu'], '.0%')} |"
+          f"{gib(found):.1f} | {seconds(found)} | {figure(found['mfu'], '.0%')} | "
+          f"{figure(found['evaluation_bytes'] and found['evaluation_bytes'] / 2**30)} |"
         )
       else:
-        yield f"{start} | | {gib(found):.1f}: does not fit | | | |"
+        yield f"{start} | | {gib(found):.1f}: does not fit | | | | |"
 
 
 def claims(everything: dict[str, Attempts]) -> Iterator[str]:
@@ -125,9 +136,9 @@ def claims(everything: dict[str, Attempts]) -> Iterator[str]:
 
 
 def shown(experiment: str) -> list[tuple[str, str]]:
-  """(slice, options) of all attempts that the page has figures of."""
+  """(slice, options) of all attempts of whose times the page has figures."""
   attempts = Attempts(experiment)
-  rows = [smallest(attempts, g, parts) for parts in (False, True) for g in GENERATIONS]
+  rows = [smallest(attempts, generation, parts=False) for generation in GENERATIONS]
   rows += on_256_chips(attempts)
   found = [(row["topology"], row["options"]) for row in rows if row and row["fits"]]
   found += [(topology, words) for name, topology, words, _ in CLAIMS if name == experiment]
@@ -136,7 +147,7 @@ def shown(experiment: str) -> list[tuple[str, str]]:
 
 def losses() -> Iterator[str]:
   """The loss alone, as tools/bench/loss.py kept it."""
-  kept = json.loads(LOSSES.read_text())
+  kept = json.loads(preflight_attempts.LOSSES.read_text())
   yield f"On {kept['topology']}, embeddings of {kept['width']} numbers: `tools/bench/loss.py`."
   yield ""
   yield "| pairs | loss | exchange | temporaries, GiB a chip | sent, GiB a chip | FLOPs a chip |"
@@ -167,6 +178,10 @@ def page() -> str:
     "are those of 390,625 estimated steps of 32,768 pairs, 32 epochs of 400 million. Where memory",
     "is nearly full, the compiler recomputes more of its own accord, beyond what `remat` says.",
     "",
+    "## What was to be reached",
+    "",
+    *preflight_goals.rows(everything),
+    "",
     "## The batch in one pass",
     "",
     "The smallest of up to 1,024 chips that holds it; `tuned` where it fits, else `full`.",
@@ -177,8 +192,8 @@ def page() -> str:
     "## In microbatches",
     "",
     "The same loss and gradient (`config.microbatches`), for a third more FLOPs beside those of",
-    "remat, so that memory hardly bounds the slice. Not for ResNets: batch normalisation is over",
-    "the whole batch.",
+    "remat, so that memory hardly bounds the slice: what it holds, not how fast. Not for ResNets:",
+    "batch normalisation is over the whole batch.",
     "",
     *table(everything, parts=True),
     "",

@@ -5,16 +5,14 @@ Karpathy and Li (captions), the annotations of Pascal VOC. No path leads out of 
 """
 
 import dataclasses
-import functools
-import hashlib
 import json
 import os
 import pathlib
 import xml.etree.ElementTree
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from clip_jax.data import labels
+from clip_jax.data import contents, labels
 from clip_jax.data.records import Record, RecordError
 
 IMAGES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
@@ -31,7 +29,7 @@ class Entry:
   captions: tuple[str, ...] = ()
 
 
-class FileSource:
+class FileSource(contents.Contents):
   """The images of a list of entries, in its order."""
 
   def __init__(self, entries: Sequence[Entry]):
@@ -40,15 +38,10 @@ class FileSource:
   def __repr__(self) -> str:
     return f"FileSource({len(self)} images)"
 
-  @functools.cached_property
-  def fingerprint(self) -> str:
-    """The sha256 of all entries and of their files; reads all of them."""
-    digest = hashlib.sha256()
+  def parts(self) -> Iterator[str | pathlib.Path]:
     for entry in self.entries:
-      digest.update(json.dumps([entry.key, entry.label, entry.captions]).encode())
-      with entry.path.open("rb") as file:
-        digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+      yield json.dumps([entry.key, entry.label, entry.captions])
+      yield entry.path
 
   def __len__(self) -> int:
     return len(self.entries)

@@ -7,17 +7,15 @@ flag a class (.npy), or its captions, one a line (.txt). The class names stand i
 Source: `webdataset_builder.py` of clip_benchmark 1.6.2.
 """
 
-import functools
-import hashlib
 import io
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from clip_jax.data import labels, tar
+from clip_jax.data import contents, labels, tar
 from clip_jax.data.records import Record, RecordError
 
 IMAGES = ("webp", "png", "jpg", "jpeg")
@@ -44,7 +42,7 @@ def class_names(root: pathlib.Path) -> tuple[str, ...]:
     ) from error
 
 
-class TarSource:
+class TarSource(contents.Contents):
   """The samples of all tar files of a folder, in their order.
 
   `names` are the classes by the number of their label, None for one that is not evaluated;
@@ -69,14 +67,9 @@ class TarSource:
   def __repr__(self) -> str:
     return f"TarSource({self.folder})"
 
-  @functools.cached_property
-  def fingerprint(self) -> str:
-    """The sha256 of the tar files and of the class names; reads all of them."""
-    digest = hashlib.sha256(json.dumps(self.names).encode())
-    for path in self._files:
-      with path.open("rb") as file:
-        digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+  def parts(self) -> Iterator[str | pathlib.Path]:
+    yield json.dumps(self.names)
+    yield from self._files
 
   def __len__(self) -> int:
     return len(self._keys)

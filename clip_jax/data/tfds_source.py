@@ -4,14 +4,13 @@ The data set must have been made with the file format array_record: of the older
 record can be read. Images stay encoded, as they lie there.
 """
 
-import functools
-import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from clip_jax.data import contents
 from clip_jax.data.records import Record, RecordError
 
 Example = Mapping[str, Any]
@@ -42,7 +41,7 @@ class NoSplitError(RecordError):
   """A copy that was made without the split."""
 
 
-class TfdsSource:
+class TfdsSource(contents.Contents):
   """The records of `split` ("train+validation") of a data set's folder, in its order.
 
   `label` makes the label of an example, of TFDS's features; captions are those it has.
@@ -79,14 +78,10 @@ class TfdsSource:
   def __getstate__(self) -> dict[str, Any]:
     return {**self.__dict__, "_data": None}
 
-  @functools.cached_property
-  def fingerprint(self) -> str:
-    """The sha256 of the record files and the class names; reads all of them."""
-    digest = hashlib.sha256(json.dumps(self.split).encode())
-    for path in [*sorted(self.directory.glob("*.labels.txt")), *self._files]:
-      with path.open("rb") as file:
-        digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+  def parts(self) -> Iterator[str | pathlib.Path]:
+    yield json.dumps(self.split)
+    yield from sorted(self.directory.glob("*.labels.txt"))
+    yield from self._files
 
   def __len__(self) -> int:
     return self._length

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -46,18 +46,38 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-  """Labelled images and the prompts of their classes; the labels are `prompt_set.classes`."""
+  """Labelled images and the prompts of their classes; the labels are `prompt_set.classes`.
+
+  With `several`, those of `labels.join`: of more than one class an image.
+  """
 
   name: str
   source: records.RecordSource
   prompt_set: prompts.PromptSet
   notes: tuple[str, ...] = ()  # what a reader must know to judge the figures
+  metric: str = "accuracy"  # one of `scores.METRICS`: the paper's on these data
+  several: bool = False
 
   @property
   def shown(self) -> dict[str, str]:
     """Of each class, the name that its first prompt has, which may be another than its label."""
     pairs = zip(self.prompt_set.classes, self.prompt_set.names, strict=True)
     return {label: own[0] for label, own in pairs}
+
+  def by_top1(self) -> "Chosen":
+    """The same, with a note where the paper's metric is another than top-1 accuracy.
+
+    Raises: ChoiceError where an image is of several classes.
+    """
+    if self.several:
+      raise ChoiceError(
+        f"{self.name}: its images show several classes at once, so that there is no one right "
+        f"answer; the paper's metric is {self.metric}"
+      )
+    if self.metric == "accuracy":
+      return self
+    note = f"The paper's metric here is {self.metric}; this is top-1 accuracy."
+    return dataclasses.replace(self, notes=(note, *self.notes))
 
   def sample(self, limit: int, seed: int) -> "Chosen":
     """At most `limit` of the images (0: all), drawn at random. Raises: ChoiceError."""
@@ -67,7 +87,7 @@ class Chosen:
     if limit in (0, n) or limit > n:
       return self
     drawn = np.sort(np.random.default_rng(seed).permutation(n)[:limit])
-    note = f"{limit:,} of the {n:,} images were evaluated, drawn at random with seed {seed}."
+    note = f"{limit:,} of the {n:,} images of {self.name} were taken, drawn with seed {seed}."
     source = overlap_effect.Selection(self.source, [int(i) for i in drawn])
     return dataclasses.replace(self, source=source, notes=(note, *self.notes))
 
@@ -87,13 +107,17 @@ class Chosen:
       return self
     if not good:
       raise ChoiceError(f"{self.name}: none of {len(bad):,} images can be decoded, as {bad[0]}")
-    more = f" and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
-    note = (
-      f"{len(bad):,} of {len(self.source):,} images cannot be decoded and were left out, so that "
-      f"the figures are not comparable with others: {', '.join(bad[:_NAMED])}{more}."
-    )
     source = overlap_effect.Selection(self.source, good)
-    return dataclasses.replace(self, source=source, notes=(note, *self.notes))
+    return dataclasses.replace(self, source=source, notes=(self.left_out(bad), *self.notes))
+
+  def left_out(self, bad: Sequence[str]) -> str:
+    """A note on the images that cannot be decoded. Args: bad, where they stand."""
+    more = f" and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
+    return (
+      f"{len(bad):,} of {len(self.source):,} images of {self.name} cannot be decoded and were left "
+      "out, so that the figures are not comparable with others: "
+      f"{', '.join(bad[:_NAMED])}{more}."
+    )
 
 
 def choose(asked: Asked, resolution: int) -> Chosen:
@@ -205,11 +229,6 @@ def _of_the_paper(asked: Asked) -> Chosen:
   dataset = datasets.named(asked.dataset)
   if dataset.rule == "captions":
     raise ChoiceError(f"--dataset {dataset.key}: it has captions and no classes to choose from")
-  if dataset.rule == "several":
-    raise ChoiceError(
-      f"--dataset {dataset.key}: its images show several classes at once, so that there is no one "
-      f"right answer; the paper's metric is {dataset.metric}"
-    )
   given = _given(asked)
   if given is None and not dataset.prompts:
     raise ChoiceError(
@@ -224,11 +243,11 @@ def _of_the_paper(asked: Asked) -> Chosen:
     names = tuple(names[k] for k in dataset.imagenet_indices)
   roots, first = [asked.data], [own[0] for own in names]
   copy = opening.open_dataset(dataset, asked.split, roots, first, asked.fold)
-  notes = [f"{note[:1].upper()}{note[1:]}." for note in copy.notes]
-  if dataset.metric != "accuracy":
-    notes.insert(0, f"The paper's metric here is {dataset.metric}; this is top-1 accuracy.")
+  notes = tuple(f"{note[:1].upper()}{note[1:]}." for note in copy.notes)
   prompt_set = prompts.PromptSet(copy.classes, given.templates, synonyms=names)
-  return Chosen(f"{dataset.key} {asked.split}", copy, prompt_set, tuple(notes))
+  several = dataset.rule == "several"
+  name = f"{dataset.key} {asked.split}"
+  return Chosen(name, copy, prompt_set, notes, dataset.metric, several)
 
 
 def images_at(data: str, split: str, resolution: int) -> records.RecordSource:

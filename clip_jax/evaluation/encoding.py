@@ -9,6 +9,8 @@ import numpy as np
 from clip_jax import hosts
 from clip_jax.data import records
 
+_ROWS = 4096  # whose similarities are computed at a time
+
 
 class EvaluationError(ValueError):
   """An evaluation that would give a wrong figure: which record or text, and why."""
@@ -208,6 +210,12 @@ def similarities(query_QE: np.ndarray, item_NE: np.ndarray) -> np.ndarray:
   """Cosines [Q, N], float32.
 
   Summed in float64 and then rounded, so that equal embeddings give equal scores wherever they
-  stand in the arrays: float32 sums differ in the last bit between the rows of one product.
+  stand in the arrays: float32 sums differ in the last bit between the rows of one product. Some
+  queries at a time, so that what is in float64 stays small.
   """
-  return (query_QE.astype(np.float64) @ item_NE.astype(np.float64).T).astype(np.float32)
+  item_EN = item_NE.astype(np.float64).T
+  out_QN = np.empty((len(query_QE), len(item_NE)), np.float32)
+  for start in range(0, len(query_QE), _ROWS):
+    rows = slice(start, start + _ROWS)
+    out_QN[rows] = query_QE[rows].astype(np.float64) @ item_EN
+  return out_QN

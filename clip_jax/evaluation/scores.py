@@ -1,7 +1,6 @@
 """The paper's metrics, of the scores [N, C] of images against classes: shares between 0 and 1.
 
-Where it makes sense a tie counts against the model, as in `zero_shot`: of classes that score the
-same, the right one comes last.
+Of classes that score exactly the same the first comes first: see `ranks`.
 Source: Table 9 (which metric belongs to which dataset).
 """
 
@@ -33,24 +32,24 @@ def score(metric: str, scores_NC: np.ndarray, labels: Labels) -> float:
 
 
 def accuracy(scores_NC: np.ndarray, labels: Labels) -> float:
-  """The share of images whose right class scores above all others."""
-  return float(np.mean(_ranks(scores_NC, labels) == 1))
+  """The share of images whose right class comes first."""
+  return float(np.mean(ranks(scores_NC, labels) == 1))
 
 
 def top5(scores_NC: np.ndarray, labels: Labels) -> float:
   """The share of images whose right class is among the five best (of five or fewer: all)."""
-  return float(np.mean(_ranks(scores_NC, labels) <= 5))
+  return float(np.mean(ranks(scores_NC, labels) <= 5))
 
 
 def mean_of_top1_and_top5(scores_NC: np.ndarray, labels: Labels) -> float:
   """The mean of `accuracy` and `top5`, as Kinetics700 is scored."""
-  ranks = _ranks(scores_NC, labels)
-  return float((np.mean(ranks == 1) + np.mean(ranks <= 5)) / 2)
+  places = ranks(scores_NC, labels)
+  return float((np.mean(places == 1) + np.mean(places <= 5)) / 2)
 
 
 def mean_per_class(scores_NC: np.ndarray, labels: Labels) -> float:
   """The mean over classes of the accuracy on a class's images; classes without any do not count."""
-  correct = _ranks(scores_NC, labels) == 1
+  correct = ranks(scores_NC, labels) == 1
   _, class_of, images = np.unique(labels, return_inverse=True, return_counts=True)
   return float(np.mean(np.bincount(class_of, weights=correct) / images))
 
@@ -111,11 +110,22 @@ def roc_auc(scores_N2: np.ndarray, labels: Labels) -> float:
   return float((rank[is_one].sum() - ones * (ones + 1) / 2) / (ones * zeros))
 
 
-def _ranks(scores_NC: np.ndarray, labels: Labels) -> np.ndarray:
-  """Of each image the place of its right class, from 1, after all classes that score as much."""
+def ranks(scores_NC: np.ndarray, labels: Labels) -> np.ndarray:
+  """Of each image the place of its right class among all, from 1: int [N].
+
+  Before it come the classes that score higher, and of those that score exactly as much the ones of
+  a lower index: rank 1 is NumPy's argmax, and up to k are the first k of a stable descending sort.
+  So of two classes with the same prompts (ImageNet has "missile" and "sunglasses" twice) one is
+  found and one is not, and a model that scores all alike is right where the first class is.
+  Raises: EvaluationError for labels out of range, and for NaNs, which have no place in an order.
+  Differs: the original's top-k leaves open in which order equal scores come.
+  """
   _check_labels(scores_NC, labels)
-  own_N1 = np.take_along_axis(scores_NC, np.asarray(labels)[:, None], axis=1)
-  return np.sum(scores_NC >= own_N1, axis=1)
+  label_N1 = np.asarray(labels)[:, None]
+  own_N1 = np.take_along_axis(scores_NC, label_N1, axis=1)
+  ahead_NC = scores_NC > own_N1
+  ahead_NC |= (scores_NC == own_N1) & (np.arange(scores_NC.shape[1])[None] < label_N1)
+  return 1 + ahead_NC.sum(axis=1)
 
 
 def _check_labels(scores_NC: np.ndarray, labels: Labels) -> None:

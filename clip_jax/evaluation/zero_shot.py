@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from clip_jax.data import records
-from clip_jax.evaluation import encoding, prompts
+from clip_jax.evaluation import encoding, prompts, scores
 
 _LISTED = 5  # likeliest classes kept of every image
 _SAMPLE = 600  # image embeddings kept for the map
@@ -77,15 +77,29 @@ class ZeroShotResult:
 class _Ranking:
   """Of every image: where its label came, and the likeliest classes with their probabilities."""
 
-  rank: np.ndarray  # int [N], from 1
+  label: np.ndarray  # int [N], which class is right
+  rank: np.ndarray  # int [N], of the label, from 1
   probability: np.ndarray  # float [N], of the label
-  listed: np.ndarray  # int [N, <=5]
+  listed: np.ndarray  # int [N, <=5], classes, best first
   listed_probability: np.ndarray  # float [N, <=5]
 
-  def likeliest(self, i: int, classes: Sequence[str]) -> tuple[tuple[str, float], ...]:
-    """The classes of image `i`, best first, each with its probability."""
-    pairs = zip(self.listed[i], self.listed_probability[i], strict=True)
-    return tuple((classes[c], float(p)) for c, p in pairs)
+  def confusion(self, classes: int) -> np.ndarray:
+    """int64 [C, C]: how many images of each class (rows) were taken for each (columns)."""
+    out_CC = np.zeros((classes, classes), np.int64)
+    np.add.at(out_CC, (self.label, self.listed[:, 0]), 1)
+    return out_CC
+
+  def example(self, i: int, image: np.ndarray, key: str, classes: Sequence[str]) -> Example:
+    """Image `i`, whose pixels and key these are."""
+    listed = zip(self.listed[i], self.listed_probability[i], strict=True)
+    return Example(
+      image=image,
+      key=key,
+      label=classes[self.label[i]],
+      probability=float(self.probability[i]),
+      rank=int(self.rank[i]),
+      likeliest=tuple((classes[c], float(p)) for c, p in listed),
+    )
 
 
 def evaluate(
@@ -105,8 +119,7 @@ def evaluate(
 ) -> ZeroShotResult:
   """Classifies the first `limit` records of `source` (0: all) by their nearest class embedding.
 
-  A tie counts against the model: a class that scores exactly as much as the label is ranked before
-  it, so a model that embeds everything alike scores 0. Among other ties the earlier class wins.
+  Of classes that score exactly the same the first comes first, as everywhere: see `scores.ranks`.
   Args: halves, whether to draw half of the examples among the images that are right and half among
     the others, or all of them from all; class_CE, the classes' embeddings where they are not those
     of `classes` in `templates`, or are known already: see `classifier`.
@@ -120,6 +133,39 @@ def evaluate(
     class_CE = prompts.class_embeddings(encode_text, classes, templates)
   elif len(class_CE) != len(classes):
     raise prompts.PromptError(f"{len(class_CE)} embeddings for {len(classes)} classes")
+  image_NE, labels, keys = _embed(model, source, classes, n, batch)
+  ranking = _rank(image_NE, class_CE, labels, model.logit_scale, batch)
+  confusion = ranking.confusion(len(classes))
+  rng = np.random.default_rng(seed)
+  sample = np.sort(rng.permutation(n)[:_SAMPLE])
+  drawn = _draw(ranking.rank == 1, examples, rng, halves)
+  return ZeroShotResult(
+    name=name,
+    classes=tuple(classes),
+    templates=tuple(templates),
+    held_out=tuple(held_out),
+    n=n,
+    top1=float(np.mean(ranking.rank == 1)),
+    top5=float(np.mean(ranking.rank <= 5)),
+    mean_per_class=_mean_recall(confusion),
+    confusion=confusion,
+    examples=tuple(
+      ranking.example(i, encoding.image_of(model, source, i), keys[i], classes) for i in drawn
+    ),
+    class_CE=class_CE,
+    sample_NE=image_NE[sample],
+    sample_labels=labels[sample],
+  )
+
+
+def _embed(
+  model: encoding.Model,
+  source: records.RecordSource,
+  classes: Sequence[str],
+  n: int,
+  batch: int,
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+  """Of the first `n` records: embeddings [N, E], labels int64 [N] as places in `classes`, keys."""
   index_of = {c: i for i, c in enumerate(classes)}
   labels, keys = np.zeros(n, np.int64), [""] * n
 
@@ -131,39 +177,7 @@ def evaluate(
       )
     labels[i], keys[i] = index_of[record.label], record.key
 
-  image_NE = encoding.encode_images(model, source, n, batch, visit)
-  ranking = _rank(image_NE, class_CE, labels, model.logit_scale, batch)
-  confusion = np.zeros((len(classes), len(classes)), np.int64)
-  np.add.at(confusion, (labels, ranking.listed[:, 0]), 1)
-  images_per_class = confusion.sum(axis=1)
-  seen = images_per_class > 0
-  rng = np.random.default_rng(seed)
-  sample = np.sort(rng.permutation(n)[:_SAMPLE])
-  return ZeroShotResult(
-    name=name,
-    classes=tuple(classes),
-    templates=tuple(templates),
-    held_out=tuple(held_out),
-    n=n,
-    top1=float(np.mean(ranking.rank == 1)),
-    top5=float(np.mean(ranking.rank <= 5)),
-    mean_per_class=float(np.mean(np.diag(confusion)[seen] / images_per_class[seen])),
-    confusion=confusion,
-    examples=tuple(
-      Example(
-        image=encoding.image_of(model, source, i),
-        key=keys[i],
-        label=classes[labels[i]],
-        probability=float(ranking.probability[i]),
-        rank=int(ranking.rank[i]),
-        likeliest=ranking.likeliest(i, classes),
-      )
-      for i in _draw(ranking.rank == 1, examples, rng, halves)
-    ),
-    class_CE=class_CE,
-    sample_NE=image_NE[sample],
-    sample_labels=labels[sample],
-  )
+  return encoding.encode_images(model, source, n, batch, visit), labels, keys
 
 
 def _rank(
@@ -176,23 +190,29 @@ def _rank(
   """Orders the classes of every image, `batch` images at a time."""
   parts = []
   for start in range(0, len(labels), batch):
-    label_b1 = labels[start : start + batch, None]
+    label_b = labels[start : start + batch]
     cosines_bC = encoding.similarities(image_NE[start : start + batch], class_CE)
-    is_label_bC = np.arange(len(class_CE))[None] == label_b1
-    order_bC = np.lexsort((is_label_bC, -cosines_bC), axis=-1)  # stable: the label last in a tie
     logits_bC = logit_scale * cosines_bC.astype(np.float64)
     exp_bC = np.exp(logits_bC - logits_bC.max(axis=1, keepdims=True))
     probability_bC = exp_bC / exp_bC.sum(axis=1, keepdims=True)
-    listed = order_bC[:, :_LISTED]
+    listed = np.argsort(-cosines_bC, axis=1, kind="stable")[:, :_LISTED]
     parts.append(
       (
-        np.argmax(order_bC == label_b1, axis=1) + 1,
-        np.take_along_axis(probability_bC, label_b1, axis=1)[:, 0],
+        label_b,
+        scores.ranks(cosines_bC, label_b),
+        np.take_along_axis(probability_bC, label_b[:, None], axis=1)[:, 0],
         listed,
         np.take_along_axis(probability_bC, listed, axis=1),
       )
     )
   return _Ranking(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _mean_recall(confusion_CC: np.ndarray) -> float:
+  """The mean over the classes that have images of the share of them that is right."""
+  images_per_class = confusion_CC.sum(axis=1)
+  seen = images_per_class > 0
+  return float(np.mean(np.diag(confusion_CC)[seen] / images_per_class[seen]))
 
 
 def _draw(correct: np.ndarray, size: int, rng: np.random.Generator, halves: bool) -> list[int]:

@@ -28,8 +28,8 @@ FORMATS = ("onnx", "stablehlo", "savedmodel")
 PLATFORMS = ("cpu", "cuda", "tpu")  # of StableHLO and SavedModel
 _ONE_FILE_BYTES = 2**31 - 2**24  # an .onnx file holds less than 2 GiB, names and nodes included
 _NEEDS = {
-  "onnx": ("jax2onnx", "pip install 'clip-jax-tpu[onnx]' && pip install --no-deps jax2onnx"),
-  "savedmodel": ("tensorflow", "pip install 'clip-jax-tpu[savedmodel]'"),
+  "onnx": ("jax2onnx", "pip install -e '.[onnx]' && pip install --no-deps jax2onnx"),
+  "savedmodel": ("tensorflow", "pip install -e '.[savedmodel]'"),
 }
 
 
@@ -47,7 +47,7 @@ def check(format: str) -> None:
   """Raises: WeightsError when what writes this format is not installed, with the command."""
   module, command = _NEEDS.get(format, ("", ""))
   if module and importlib.util.find_spec(module) is None:
-    raise WeightsError(f"{format}: {module} is not installed; {command}")
+    raise WeightsError(f"{format}: {module} is not installed; in the checkout, {command}")
 
 
 def write(model: inference.Clip, folder: pathlib.Path, format: str) -> None:

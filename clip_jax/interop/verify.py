@@ -62,9 +62,7 @@ def _float32(
   model: inference.Clip, image_NRR3: np.ndarray, tokens_NL: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """Both embeddings without the rounding of bfloat16, which some devices compute in."""
-  plain = dataclasses.replace(
-    model.config.model, compute_dtype="float32", residual_dtype="float32"
-  )
+  plain = dataclasses.replace(model.config.model, compute_dtype="float32", residual_dtype="float32")
   config = dataclasses.replace(model.config, model=plain)
   exact = inference.Clip(config, model.params, None, batch_stats=model.batch_stats)
   return exact.encode_image(image_NRR3), exact.encode_text(tokens_NL)

@@ -1,6 +1,6 @@
 """Do the savings of memory change how a model learns? Small real runs of each, on this machine.
 
-  python tools/bench/learning_curves.py [--config experiments/demo.py] [--steps 600]
+  python tools/bench/learning_curves.py [--config experiments/demo.py] [--steps 400]
 
 Trains the experiment for each entry of VARIANTS from each of three sets of first weights, all on
 the same batches, and for each entry of SLOW once, at a learning rate so small that an update is
@@ -63,7 +63,7 @@ _SLOWER = 30
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
   parser.add_argument("--config", default="experiments/demo.py")
-  parser.add_argument("--steps", type=int, default=600)
+  parser.add_argument("--steps", type=int, default=400)
   parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/learning_curves"))
   parser.add_argument("--docs", type=pathlib.Path, default=pathlib.Path("docs"))
   options = parser.parse_args()

@@ -206,7 +206,7 @@ _TRAINING = (
       "{most_back_seconds:.0f} s from the signal to the next step, at most",
       "a save of {most_save_bytes:,} bytes holds the loop for {most_save_milliseconds:.0f} ms",
     ),
-    F=_in("test_train", "test_killed_twice_and_resumed_is_bit_for_bit_the_same"),
+    F=_in("test_train", "test_killed_twice_and_stopped_and_resumed_is_bit_for_bit_the_same"),
     N=_in("drills/test_end_to_end", "test_preempted_twice"),
   ),
   Row(

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from clip_jax.evaluation import curves as curves_lib
-from clip_jax.evaluation.paper import published
-from tools.predictive import findings, scoring
+from clip_jax.evaluation.paper import efficiency, published
+from tools.predictive import scoring
 
 _NAMES = {
   "captions": "captions, token by token",
@@ -20,7 +20,7 @@ _COLOURS = {"captions": "#0072b2", "bag_of_words": "#e69f00", "contrastive": "#0
 
 def page(study: Mapping[str, Any], drawing_name: str) -> str:
   """The Markdown page of a study, as `predictive_study` writes it to JSON."""
-  found = findings.curves(study["runs"])
+  found = efficiency.curves(study["runs"])
   return "\n".join(
     [
       *_head(study),
@@ -60,7 +60,7 @@ def _head(study: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def _objectives(study: Mapping[str, Any], found: Mapping[str, findings.Curves]) -> list[str]:
+def _objectives(study: Mapping[str, Any], found: Mapping[str, efficiency.Curves]) -> list[str]:
   lines = [
     "| objective | parameters beside the image encoder | MFLOP a pair, forward | scored by | "
     "top-1 at the end, mean (least to greatest) | minutes a run, with evaluations |",
@@ -85,23 +85,23 @@ def _spread(values: np.ndarray) -> str:
   return f"{values.mean():.1%} ({values.min():.1%} to {values.max():.1%})"
 
 
-def _found(study: Mapping[str, Any], found: Mapping[str, findings.Curves]) -> list[str]:
-  level = findings.common_level(found)
+def _found(study: Mapping[str, Any], found: Mapping[str, efficiency.Curves]) -> list[str]:
+  level = efficiency.common_level(found)
   lines = [
     "## What was found",
     "",
     f"At {level:.0%}, the highest accuracy that all runs reach:",
     "",
   ]
-  for slow, fast, row in findings.COMPARED:
-    one = findings.ratio(found, slow, fast, level)
+  for slow, fast, row in efficiency.COMPARED:
+    one = efficiency.ratio(found, slow, fast, level)
     compute = study["cost"][slow]["flops"] / study["cost"][fast]["flops"]
     assert one.of_means is not None  # the level is one that both reach
     spread = f", {one.spread[0]:.2g} to {one.spread[1]:.2g} by seed" if one.spread else ""
     lines.append(
       f"- {_NAMES[slow]}: {one.of_means:.2g} times the pairs of {_NAMES[fast]}{spread}; the paper: "
       f"{paper(row)}. In FLOPs {one.of_means * compute:.2g} times. That is "
-      f"{findings.verdict(one)}."
+      f"{efficiency.verdict(one)}."
     )
   return lines
 
@@ -111,24 +111,24 @@ def paper(model: str) -> str:
   return next(cell.value for cell in published.cells("figure2") if cell.model == model)
 
 
-def _levels(study: Mapping[str, Any], found: Mapping[str, findings.Curves]) -> list[str]:
+def _levels(study: Mapping[str, Any], found: Mapping[str, efficiency.Curves]) -> list[str]:
   lines = [
     "Pairs seen when the mean over seeds first reaches an accuracy, between evaluations along the "
     "logarithm of pairs; ratios with the least and the greatest of one seed's two runs:",
     "",
     "| top-1 | " + " | ".join(_NAMES[name] for name in found) + " | "
     "captions : words (paper 3) | words : contrastive (paper 4) |",
-    "| ---: " + "| ---: " * (len(found) + len(findings.COMPARED)) + "|",
+    "| ---: " + "| ---: " * (len(found) + len(efficiency.COMPARED)) + "|",
   ]
-  for level in findings.levels(found, 1 / study["classes"]):
-    needed = [findings.pairs_for(one.pairs, one.mean, level) for one in found.values()]
+  for level in efficiency.levels(found, 1 / study["classes"]):
+    needed = [efficiency.pairs_for(one.pairs, one.mean, level) for one in found.values()]
     cells = ["-" if pairs is None else f"{pairs:,.0f}" for pairs in needed]
-    cells += [_ratio(findings.ratio(found, a, b, level)) for a, b, _ in findings.COMPARED]
+    cells += [_ratio(efficiency.ratio(found, a, b, level)) for a, b, _ in efficiency.COMPARED]
     lines.append(f"| {level:.0%} | {' | '.join(cells)} |")
   return lines
 
 
-def _ratio(one: findings.Ratio) -> str:
+def _ratio(one: efficiency.Ratio) -> str:
   if one.of_means is None:
     return "-"
   spread = f" ({one.spread[0]:.2f} to {one.spread[1]:.2f})" if one.spread else ""
@@ -145,7 +145,7 @@ def _rules(study: Mapping[str, Any]) -> list[str]:
     "| --- | ---: | ---: | ---: |",
   ]
   for name in ("captions", "bag_of_words"):
-    of = {one.rule: one for one in findings.by_rule(study["runs"], name)}
+    of = {one.rule: one for one in efficiency.by_rule(study["runs"], name)}
     cells = [_spread(of[rule].accuracy[:, -1]) for rule in scoring.RULES]
     lines.append(f"| {_NAMES[name]} | {' | '.join(cells)} |")
   return lines
@@ -173,7 +173,7 @@ _WIDTH, _HEIGHT, _LEFT, _TOP = 760, 360, 60, 34
 
 def drawing(study: Mapping[str, Any]) -> str:
   """Accuracy over pairs, both of the mean and from the least to the greatest seed. SVG."""
-  found, chance = findings.curves(study["runs"]), 1 / study["classes"]
+  found, chance = efficiency.curves(study["runs"]), 1 / study["classes"]
   right, bottom = _WIDTH - 20, _TOP + _HEIGHT
   low = min(float(one.pairs[0]) for one in found.values())
   high = max(float(one.pairs[-1]) for one in found.values())
@@ -213,7 +213,7 @@ def drawing(study: Mapping[str, Any]) -> str:
   return "\n".join([head, style + ground, *body, "</svg>"]) + "\n"
 
 
-def _band(one: findings.Curves) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _band(one: efficiency.Curves) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   return one.mean, one.accuracy.min(axis=0), one.accuracy.max(axis=0)
 
 

@@ -51,8 +51,9 @@ def job(trees: dict[str, packages.Tree]) -> shards.Job:
 def _plan(root: pathlib.Path, progress: rich.progress.Progress) -> shards.Plan:
   items = []
   for split, prefix in _FILES.items():
-    files = (root / f"{prefix}-{of}-ubyte.gz" for of in ("images-idx3", "labels-idx1"))
-    for i, (pixels_RR, label) in enumerate(zip(*idx.pair(*files, len(_CLASSES)), strict=True)):
+    images, labels = (root / f"{prefix}-{of}-ubyte.gz" for of in ("images-idx3", "labels-idx1"))
+    pairs = zip(*idx.pair(images, labels, len(_CLASSES)), strict=True)
+    for i, (pixels_RR, label) in enumerate(pairs):
       key = f"{split}-{i:05d}"
       load = functools.partial(_record, key, pixels_RR, int(label))
       items.append(shards.Item(key, (split,), load))

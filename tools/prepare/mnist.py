@@ -91,8 +91,8 @@ def _plan(paths: dict[str, pathlib.Path], progress: rich.progress.Progress) -> s
   del progress
   items = []
   for split, prefix in _SPLITS.items():
-    of = {name: paths[f"{prefix}-{name}-ubyte"] for name in ("images-idx3", "labels-idx1")}
-    for i, (pixels_RR, label) in enumerate(zip(*idx.pair(*of.values(), 10), strict=True)):
+    images, labels = (paths[f"{prefix}-{of}-ubyte"] for of in ("images-idx3", "labels-idx1"))
+    for i, (pixels_RR, label) in enumerate(zip(*idx.pair(images, labels, 10), strict=True)):
       key = f"{split}-{i:05d}"
       load = functools.partial(_record, key, pixels_RR, int(label))
       items.append(shards.Item(key, (split,), load))

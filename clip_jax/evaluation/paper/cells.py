@@ -6,18 +6,13 @@ Source: Tables 10, 11, 13 and 16, sections 3.1 to 3.3, appendices A and E.1.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-from clip_jax.data import labels as labels_lib
 from clip_jax.evaluation import classifier, datasets, encoding, retrieval, scores
 from clip_jax.evaluation.paper.units import CAPTIONS, Fold, Settings, Task
-from clip_jax.evaluation.probe import features, linear_probe, logistic, probe_file
+from clip_jax.evaluation.probe import features, linear_probe, logistic, probe_file, splits
 from clip_jax.evaluation.shifts import accuracy as shift_accuracy
-
-_ROWS = 4096  # images whose scores are computed at a time
-_KINDS = {"penultimate": "penultimate", "projected": "embedding"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,19 +76,14 @@ def _zero_shot(
     functools.partial(progress, f"{name}: prompts"),
   )
   found = _features(copy, "embedding", weights, settings, progress)
-  rows_NE = found.rows_ND
-  scores_NC = np.empty((len(rows_NE), len(class_CE)), np.float32)
-  for start in range(0, len(rows_NE), _ROWS):
-    rows = slice(start, start + _ROWS)
-    scores_NC[rows] = encoding.similarities(rows_NE[rows], class_CE)
-  return _scored(given, copy, found, scores_NC)
+  return _scored(given, copy, found, encoding.similarities(found.rows_ND, class_CE))
 
 
 def _probe(
   given: Task, fold: Fold, weights: Weights, settings: Settings, progress: Progress
 ) -> _Scored:
   assert fold.train is not None
-  kind, train = _KINDS[settings.features], fold.train
+  kind, train = features.PROBED[settings.features], fold.train
   classes, metric = len(train.classes), functools.partial(scores.score, train.dataset.metric)
   left_out: list[str] = []
 
@@ -101,8 +91,7 @@ def _probe(
     seen = _features(train, kind, weights, settings, progress)
     left_out.extend(seen.left_out)
     progress(f"{given.unit.dataset.key}: fitting", 0, 1)
-    split = linear_probe.Split(seen.rows_ND, _labels(train, seen))
-    return linear_probe.learn(split, classes, metric).fit
+    return linear_probe.learn(_split(train, seen), classes, metric).fit
 
   key = features.cache_key(weights.model, train, kind, weights.hash)
   trained_on = f"{key} {train.dataset.metric} {settings.limit} {settings.skip_unreadable}"
@@ -119,7 +108,7 @@ def _scored(
   indices = given.unit.dataset.imagenet_indices
   if indices and len(indices) < scores_NC.shape[1]:
     scores_NC = shift_accuracy.restrict(scores_NC, [[k] for k in indices])
-  share = scores.score(given.unit.dataset.metric, scores_NC, _labels(copy, found))
+  share = scores.score(given.unit.dataset.metric, scores_NC, _split(copy, found).labels)
   return share, len(scores_NC), found.left_out
 
 
@@ -158,20 +147,5 @@ def _features(
   )
 
 
-def _labels(copy: datasets.Copy, found: features.Features) -> np.ndarray:
-  """int64 [N], or int8 [N, C] of 1, 0 and -1 where an image is of several classes.
-
-  Raises: EvaluationError naming the record whose label is no class.
-  """
-  place = {name: k for k, name in enumerate(copy.classes)}
-  several = copy.dataset.rule == "several"
-  out: list[Any] = []
-  for index, label in zip(found.indices, found.labels, strict=True):
-    try:
-      out.append(labels_lib.row(label or "", copy.classes) if several else place[label or ""])
-    except (KeyError, labels_lib.LabelError):
-      raise encoding.EvaluationError(
-        f"{copy.locate(int(index))}: label {label!r} is none of the {len(place)} classes "
-        f"({', '.join(copy.classes[:3])}, ...)"
-      ) from None
-  return np.array(out, np.int8 if several else np.int64)
+def _split(copy: datasets.Copy, found: features.Features) -> linear_probe.Split:
+  return splits.labelled(found, copy, copy.classes, copy.dataset.rule == "several")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from clip_jax.evaluation import pages
-from clip_jax.evaluation.paper import published_notes
+from clip_jax.evaluation.paper import charts, published_notes
 from clip_jax.evaluation.paper import tables as paper_tables
 from clip_jax.evaluation.paper import verdicts as paper_verdicts
 
@@ -20,6 +20,8 @@ def page(grids: Sequence[paper_tables.Grid], notes: Sequence[str] = ()) -> str:
     meanings=paper_verdicts.MEANINGS,
     rule=paper_verdicts.RULE,
     provenance=provenance,
+    chart=charts.chart,
+    chart_width=charts.WIDTH,
     weights=sorted({(m.model, m.weights) for m in runs if m.weights}),
     codes=sorted({m.code for m in runs if m.code}),
   )

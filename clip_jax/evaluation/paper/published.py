@@ -92,7 +92,12 @@ TABLES: Mapping[str, Table] = types.MappingProxyType(
         "difference",
       ),
       Table("figure9", "Billions of multiply-adds an image", ("model",), ("metric",), "ratio"),
-      Table("figure13", "Natural distribution shifts, ImageNet ResNet-101 beside zero-shot CLIP"),
+      Table(
+        "figure13",
+        "Natural distribution shifts, ImageNet ResNet-101 beside zero-shot CLIP",
+        ("model",),
+        ("dataset", "metric"),
+      ),
     )
   }
 )

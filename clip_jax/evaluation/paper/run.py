@@ -2,19 +2,18 @@
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import pathlib
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 
 import jax
 import rich.console
 
-from clip_jax import hosts
+from clip_jax import code_version, hosts
 from clip_jax.data import bytepairs
 from clip_jax.evaluation import datasets, encoding, prompts
 from clip_jax.evaluation.paper import cells as paper_cells
+from clip_jax.evaluation.paper import efficiency, facts, published, views
 from clip_jax.evaluation.paper import models as paper_models
 from clip_jax.evaluation.paper import progress as paper_progress
 from clip_jax.evaluation.paper import results as paper_results
@@ -45,6 +44,17 @@ class RunError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Beside:
+  """What is measured elsewhere: Figure 2's study, and the models of Figure 13's lines."""
+
+  study: efficiency.Study | None = None
+  standard: tuple[shifts.Row, ...] = ()
+
+
+NOTHING = Beside()
+
+
+@dataclasses.dataclass(frozen=True)
 class Outcome:
   """What a run came to: `unavailable` are data sets with how to get them."""
 
@@ -61,42 +71,56 @@ def run(
   settings: paper_units.Settings,
   output: pathlib.Path,
   console: rich.console.Console,
+  beside: Beside = NOTHING,
 ) -> Outcome:
   """Measures what `output`/results.jsonl does not hold yet, and writes the tables into `output`.
 
   A cell is measured again where its data, prompts or settings are others than in the file. Ctrl-C
   and SIGTERM end the run with the tables of what is there; the same command goes on. Every process
   must call it alike; the first one reads and writes.
-  Args: only, keys of data sets, to measure no others (none: all).
+  Args: tables, keys of `published.TABLES`; only, keys of data sets, to measure no others (none:
+    all).
   Raises: RunError for tables or data sets that there are not; ResultsError when the file is of
     other weights; as `paper_models.load`; OSError with the file's name.
   """
-  unknown = [table for table in tables if table not in paper_units.TABLES]
-  if unknown or not tables:
-    raise RunError(f"table {' '.join(unknown)!r}: choose of {', '.join(paper_units.TABLES)}")
-  wanted = {paper_units.dataset_of(word).key for word in only}
-  units = [unit for table in dict.fromkeys(tables) for unit in paper_units.units(table)]
+  keys, wanted = _keys(tables), {paper_units.dataset_of(word).key for word in only}
+  units = list(dict.fromkeys(unit for key in keys for unit in views.units(key)))
   chosen = [unit for unit in units if not wanted or unit.dataset.key in wanted]
-  if not chosen:
-    raise RunError(f"none of {', '.join(sorted(wanted))} is in table {', '.join(tables)}")
-  state = _Run(settings, output, code_version())
+  if units and not chosen:
+    raise RunError(f"none of {', '.join(sorted(wanted))} is in table {', '.join(keys)}")
+  if chosen and not (named and settings.roots):
+    raise RunError(
+      f"table {', '.join(k for k in keys if views.units(k))}: made of what is measured; give "
+      "--models NAME=WEIGHTS and --data ROOT"
+    )
+  state = _Run(settings, output, code_version.current())
   for unit in units:
     if unit not in chosen:
-      state.miss(unit, "not asked for: --datasets names others")
+      state.miss(unit, facts.NOT_ASKED)
+  state.know(keys, wanted, beside)
   with paper_progress.stoppable():
     last = state.begin(named, chosen)
     try:
       with paper_progress.bar(console, len(named) * len(chosen)) as bar:
-        for model in named:
-          weights = last if model.name == last.name else paper_models.load(model)
+        for model in named if chosen else ():
+          here = last if last is not None and last.name == model.name else None
+          weights = here or paper_models.load(model)
           for unit in chosen:
             state.measure(unit, weights, bar)
     except BaseException:
       with contextlib.suppress(OSError):
-        state.write(named, units)
+        state.write(named, keys, beside)
       raise
-    grids = state.write(named, units)
+    grids = state.write(named, keys, beside)
     return Outcome(grids, state.new, state.unavailable, tuple(state.failures))
+
+
+def _keys(tables: Sequence[str]) -> list[str]:
+  """Raises: RunError for a table that there is not, or none."""
+  unknown = [table for table in tables if table not in published.TABLES]
+  if unknown or not tables:
+    raise RunError(f"table {' '.join(unknown)!r}: choose of {', '.join(published.TABLES)}")
+  return list(dict.fromkeys(tables))
 
 
 class _Run:
@@ -110,13 +134,28 @@ class _Run:
     self._missing: dict[str, dict[str, str]] = {}  # of each table, data set -> why
     self._notes: dict[str, None] = {}
     self._copy_of = paper_units.opener(settings)
+    self._facts: dict[str, facts.Filled] = {}  # by table
+
+  def know(self, keys: Sequence[str], wanted: set[str], beside: Beside) -> None:
+    """The tables for which nothing is run. Raises: ConfigError for an experiment file."""
+    for key in keys:
+      if key == "9":
+        self._facts[key] = found = facts.sizes(self._copy_of, wanted, self.code)
+        self.unavailable |= {k: w for k, w in found.missing.items() if w != facts.NOT_ASKED}
+      elif key == "figure2":
+        self._facts[key] = facts.ratios(beside.study, self.code)
+      elif key in ("18", "19", "20"):
+        self._facts[key] = facts.settings(key, self.code)
+    for filled in self._facts.values():
+      self.failures += filled.failures
 
   def begin(
     self, named: Sequence[paper_models.Named], units: Sequence[paper_units.Unit]
-  ) -> paper_cells.Weights:
+  ) -> paper_cells.Weights | None:
     """Reads what is measured, before anything is. Returns: the last model, loaded."""
     hashes: dict[str, str] = {}
-    for model in named:
+    weights = None
+    for model in named if units else ():
       weights = paper_models.load(model)
       hashes |= {unit.row(model.name, self.settings): weights.hash for unit in units}
     if self.first:
@@ -213,37 +252,25 @@ class _Run:
         paper_results.append(self.output / RESULTS, measured)
 
   def write(
-    self, named: Sequence[paper_models.Named], units: Sequence[paper_units.Unit]
+    self, named: Sequence[paper_models.Named], keys: Sequence[str], beside: Beside
   ) -> tuple[paper_tables.Grid, ...]:
     """The tables of what is there; the first process alone writes them."""
     grids: list[paper_tables.Grid] = []
-    for table in dict.fromkeys(unit.table for unit in units):
-      own = [unit for unit in units if unit.table == table]
-      rows = [unit.row(model.name, self.settings) for model in named for unit in own]
-      rows += [m.model for m in self._measured if m.table == table]  # of earlier runs too
-      missing = self._missing.get(table, {})
-      grids += paper_tables.compare(self._measured, [table], list(dict.fromkeys(rows)), missing)
+    notes = dict.fromkeys(self._notes)
+    for key in keys:
+      units = views.units(key)
+      rows = [(u.table, u.row(model.name, self.settings)) for model in named for u in units]
+      filled = self._facts.get(key)
+      if filled is None and key in paper_units.TABLES:
+        rows += [(key, m.model) for m in self._measured if m.table == key]  # of earlier runs too
+        names = list(dict.fromkeys(name for _, name in rows))
+        filled = facts.Filled(self._measured, self._missing.get(key, {}), names)
+      elif filled is None:
+        filled = views.fill(key, self._measured, rows, self._missing, beside.standard)
+      grids += paper_tables.compare(filled.measured, [key], filled.rows, filled.missing)
+      notes |= dict.fromkeys(filled.notes)
     if self.first:
-      shown = [m for m in self._measured if m.table in {grid.table.key for grid in grids}]
-      paper_writers.write(self.output, grids, shown, tuple(self._notes))
+      large = {unit.table for key in keys for unit in views.units(key)}
+      shown = [m for m in self._measured if m.table in large]
+      paper_writers.write(self.output, grids, shown, tuple(notes))
     return tuple(grids)
-
-
-def code_version() -> str:
-  """The installed version; in a checkout with its commit, and whether files were changed."""
-  version = importlib.metadata.version("clip-jax-tpu")
-  root = pathlib.Path(__file__).resolve().parents[3]
-  if not (root / ".git").exists():
-    return version
-
-  def git(*words: str) -> str:
-    found = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
-    found.check_returncode()
-    return found.stdout.strip()
-
-  try:
-    commit = git("rev-parse", "--short=12", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=no")
-  except (OSError, subprocess.CalledProcessError):
-    return version
-  return f"{version}+g{commit}{'.changed' if changed else ''}"

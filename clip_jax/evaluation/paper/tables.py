@@ -9,8 +9,9 @@ from clip_jax.evaluation.paper import results as paper_results
 from clip_jax.evaluation.paper import verdicts as paper_verdicts
 
 _NOT_PRINTED = "the paper prints no figure here"
-_OF_MODELS = ("10", "11", "13")  # tables that any model can have a row in
-_OWN = "the paper has no such model or dataset"
+# Tables that any model can have a row in.
+_OF_MODELS = ("1", "10", "11", "13", "14", "15", "figure13")
+_OWN = "the paper's table has no such model or dataset"
 
 
 class TablesError(ValueError):
@@ -160,15 +161,20 @@ def _comparison(
     if theirs and not cell.value:
       return Comparison(cell, None, "", "", "not published", _NOT_PRINTED)
     how = [missing[name] for name in (cell.model, cell.dataset) if name in missing]
-    why = "; ".join(how) or published_notes.how_to_get(cell.model, cell.dataset)
+    never = published_notes.never(cell.model, cell.dataset)
+    why = never or "; ".join(dict.fromkeys(how))
+    why = why or published_notes.how_to_get(cell.model, cell.dataset)
     return Comparison(cell, None, "", "", "not available", why)
   shown = paper_verdicts.as_printed(measured.value, cell.value)
   if not cell.value:
     why = _NOT_PRINTED if theirs else _OWN
     return Comparison(cell, measured, shown, "", "not published", why)
   difference = paper_verdicts.difference_of(measured.value, cell.value)
-  if difference and published.TABLES[cell.table].rule == "exact":
+  rule = published.TABLES[cell.table].rule
+  if difference and rule == "exact":
     shown = str(measured.value)  # every digit: here any difference counts
+  elif rule == "ratio" and "." not in cell.value and float(measured.value) < 10:
+    shown = f"{float(measured.value):.2g}"  # of a printed 3 one digit says too little
   words = "" if difference is None else paper_verdicts.signed(difference, cell.value)
   kind, why = paper_verdicts.judge(cell, measured, difference)
   return Comparison(cell, measured, shown, words, kind, why)

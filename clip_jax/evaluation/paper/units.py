@@ -11,7 +11,9 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from clip_jax.data import labels
+import jax
+
+from clip_jax.data import contents, labels
 from clip_jax.evaluation import datasets, opening, prompts
 
 TABLES = ("10", "11", "13", "16")
@@ -20,7 +22,7 @@ CAPTION_PREFIX = "a photo of "
 
 _NO_MEMBERS = (
   "which of ImageNet's classes its own consist of is not known here; with that, "
-  "evaluation.shift_accuracy makes the figure of the scores"
+  "evaluation.shifts.accuracy makes the figure of the scores"
 )
 
 
@@ -29,11 +31,11 @@ class Settings:
   """How cells are measured."""
 
   roots: tuple[pathlib.Path, ...]  # below which copies of data sets lie
-  cache: pathlib.Path | None  # of features, classifier weights and probes
+  cache: pathlib.Path | None  # of features, classifier weights, probes and fingerprints of data
   batch: int
   limit: int = 0  # first records of every split; 0: all
   skip_unreadable: bool = False  # leave images out that cannot be decoded
-  features: str = "penultimate"  # one of `linear_probe.FEATURES`
+  features: str = "penultimate"  # one of `features.PROBED`
   caption_prefix: str = CAPTION_PREFIX
   # by data set's key, in place of the published ones
   prompt_sets: Mapping[str, prompts.PromptSet] = dataclasses.field(default_factory=dict)
@@ -124,13 +126,19 @@ def dataset_of(word: str) -> datasets.Dataset:
 
 
 def opener(settings: Settings) -> Opener:
-  """Opens copies below the roots, each one once."""
+  """Opens copies below the roots, each one once; the first process keeps their fingerprints."""
+  cache = None
+  if settings.cache is not None:
+    cache = contents.Cache(settings.cache, writes=jax.process_index() == 0)
 
   def copy_of(dataset: datasets.Dataset, split: str, fold: int) -> datasets.Copy:
     prompt_set = prompts_of(dataset, settings)
     names = [own[0] for own in prompt_set.names] if prompt_set else []
     names = [names[k] for k in dataset.imagenet_indices] if len(names) > dataset.classes else names
-    return opening.open_dataset(dataset, split, settings.roots, names, fold)
+    copy = opening.open_dataset(dataset, split, settings.roots, names, fold)
+    if isinstance(copy.source, contents.Contents):
+      copy.source.cache = cache
+    return copy
 
   return functools.cache(copy_of)
 

@@ -94,7 +94,9 @@ def judge(
   size = published_notes.test_images(cell.dataset)
   if equal:
     kind, why = "reproduced", f"within {limit}" if limit else "equal"
-  elif known and not (known.other_images and measured.n == size):
+  elif known and known.when == "other tools":
+    why = f"what is known explains the figures of other tools alone ({known.why})"
+  elif known and not (known.when == "other images" and measured.n == size):
     kind, why = "known to differ", known.why
     if known.up_to is not None and difference is not None and abs(difference) > known.up_to:
       kind, why = "off", f"others measure up to {known.up_to} ({known.why})"

@@ -18,6 +18,9 @@ from clip_jax.evaluation.probe import feature_file
 
 # "embedding": of unit norm, projected. "penultimate": before the projection, a linear probe's.
 KINDS = ("embedding", "penultimate")
+# What a probe is called by -> the kind of its features. The paper's are "penultimate", as they are;
+# "projected" is what other tools probe.
+PROBED = {"penultimate": "penultimate", "projected": "embedding"}
 
 _FORMAT = "features/1"  # part of every key: raise it when the same key would mean other values
 _BATCHES = 16  # in a chunk

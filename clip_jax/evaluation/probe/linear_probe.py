@@ -5,24 +5,20 @@ Source: appendix A.3, section 3.2, Figure 6.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from jax.sharding import Mesh
 
-from clip_jax.data import records
-from clip_jax.evaluation import encoding
 from clip_jax.evaluation.probe import logistic
 
-# "penultimate", the paper's: before the projection, as they are. "projected": unit-norm embeddings,
-# which other tools probe.
-FEATURES = ("penultimate", "projected")
 SHOTS = (1, 2, 4, 8, 16)
 
 _STEPS_PER_DECADE = 8
 _DECADES = 6  # each way from 1
+ENDS = (10.0**-_DECADES, 10.0**_DECADES)  # of the lambdas that are searched
 _FIRST_STEP = 2 * _STEPS_PER_DECADE  # the search starts with every other decade
-_HELD_BACK = 0.2  # of the training set, for a validation set where there is none
+HELD_BACK = 0.2  # of the training set, for a validation set where there is none
 
 Metric = Callable[[np.ndarray, np.ndarray], float]  # of scores [N, C] and labels; more is better
 
@@ -70,50 +66,6 @@ class ProbeResult:
   iterations: int  # of the last fit
   converged: bool  # of the last fit
   examples: int  # that the last fit saw
-
-
-@dataclasses.dataclass(frozen=True)
-class FewShotResult:
-  shots: int
-  scores: tuple[float, ...]  # on the test set, one a seed
-  lambdas: tuple[float, ...]
-  converged: bool  # every last fit
-  zero_shot: float | None  # by the same metric on the same test set
-
-  @property
-  def mean(self) -> float:
-    return float(np.mean(self.scores))
-
-
-def encode(
-  model: encoding.FeatureModel,
-  source: records.RecordSource,
-  classes: Sequence[str],
-  batch: int,
-  features: str = "penultimate",
-  limit: int = 0,
-) -> Split:
-  """The first `limit` records of `source` (0: all) as features and indices into `classes`.
-
-  Args: features, one of FEATURES.
-  Raises: EvaluationError naming the record whose image is bad, whose label is no class or whose
-    features are not finite; ProbeError on other features.
-  """
-  if features not in FEATURES:
-    raise ProbeError(f"features {features!r}: choose one of {', '.join(FEATURES)}")
-  n = encoding.count(source, batch, limit)
-  index_of, labels = {c: i for i, c in enumerate(classes)}, np.zeros(n, np.int64)
-
-  def visit(i: int, record: records.Record) -> None:
-    if record.label not in index_of:
-      raise encoding.EvaluationError(
-        f"{source.locate(i)}: label {record.label!r} is none of the {len(classes)} classes "
-        f"({', '.join(classes[:5])}, ...); give the task the classes of this data"
-      )
-    labels[i] = index_of[record.label]
-
-  run = encoding.encode_features if features == "penultimate" else encoding.encode_images
-  return Split(run(model, source, n, batch, visit), labels)
 
 
 def sweep(score: Callable[[float], float]) -> tuple[float, tuple[tuple[float, float], ...]]:
@@ -199,42 +151,32 @@ def learn(
 
 def few_shot(
   train: Split,
+  validation: Split,
   test: Split,
   classes: int,
   metric: Metric,
-  validation: Split | None = None,
+  shots: int,
+  seed: int,
   *,
-  shots: Sequence[int] = SHOTS,
-  seeds: Sequence[int] = (0, 1, 2),
-  zero_shot: float | None = None,
   stop: logistic.Stop = logistic.AT_MINIMUM,
   mesh: Mesh | None = None,
-) -> tuple[FewShotResult, ...]:
-  """Probes of a few examples a class, drawn by each seed, beside zero-shot's score.
+) -> ProbeResult:
+  """The probe of `shots` examples a class of `train`, drawn by the seed, on the test set.
 
   Of one seed the examples of fewer shots are among those of more. Lambda is searched on the whole
-  validation set (one held back, where there is none): more than a few examples choose that one
-  number. The validation set is not merged into training. The paper says neither.
+  validation set: more than a few examples choose that one number. The validation set is not merged
+  into training. The paper says neither.
   Raises: LogisticError as `probe`; ProbeError for several labels an image, or where a class has
     fewer examples than shots.
   Source: section 3.1.5, Figure 6.
   """
   if train.labels.ndim != 1:
     raise ProbeError("few-shot wants one label an image: of several no number a class can be drawn")
-  if validation is None:
-    train, validation = hold_back(train, seed=0)
-  _check(classes, train, validation, test)
-  results = []
-  for k in shots:
-    scores, lambdas, converged = [], [], True
-    for seed in seeds:
-      drawn = train.take(draw(train.labels, k, classes, seed))
-      fit, lambda_, _ = _search(drawn, validation, classes, metric, stop, mesh)
-      scores.append(metric(fit.scores(test.features_ND), test.labels))
-      lambdas.append(lambda_)
-      converged &= fit.converged
-    results.append(FewShotResult(k, tuple(scores), tuple(lambdas), converged, zero_shot))
-  return tuple(results)
+  _check(classes, validation, test)
+  drawn = train.take(draw(train.labels, shots, classes, seed))
+  fit, lambda_, tried = _search(drawn, validation, classes, metric, stop, mesh)
+  score = metric(fit.scores(test.features_ND), test.labels)
+  return ProbeResult(score, lambda_, tried, fit.iterations, fit.converged, len(drawn.labels))
 
 
 def _check(classes: int, *splits: Split) -> None:
@@ -283,7 +225,7 @@ def between(fits: dict[float, logistic.Fit], lambda_: float) -> logistic.Fit | N
   )
 
 
-def hold_back(train: Split, seed: int = 0, share: float = _HELD_BACK) -> tuple[Split, Split]:
+def hold_back(train: Split, seed: int = 0, share: float = HELD_BACK) -> tuple[Split, Split]:
   """(training, validation) of a training set: `share` of each class, rounded down, drawn by `seed`.
 
   Of several labels an image, that share of all. The paper splits the training set too, and does not

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from clip_jax.evaluation import scores
 from clip_jax.evaluation.shifts.robustness import ShiftError
 
 
@@ -25,16 +26,8 @@ def restrict(logits_NC: np.ndarray, members: Sequence[Sequence[int]]) -> np.ndar
 
 
 def correct(logits_NK: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """bool [N]: the label's logit is above all others; a tie counts against the model.
-
-  Raises: ShiftError for labels out of range or of another number.
-  """
-  count, classes = logits_NK.shape
-  labels = np.asarray(labels)
-  if labels.shape != (count,) or (count and not 0 <= labels.min() <= labels.max() < classes):
-    raise ShiftError(f"want {count} labels from 0 to {classes - 1}")
-  own_N1 = np.take_along_axis(logits_NK, labels[:, None], axis=1)
-  return (logits_NK >= own_N1).sum(axis=1) == 1
+  """bool [N]: the label comes first, by the order of `scores.ranks`. Raises: EvaluationError."""
+  return scores.ranks(logits_NK, labels) == 1
 
 
 def restricted_accuracy(

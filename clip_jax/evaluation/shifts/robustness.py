@@ -34,7 +34,7 @@ SHIFTS: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
 )
 
 _TEXT_COLUMNS = ("model", "kind", "where", "status")
-_PUBLISHED = pathlib.Path(__file__).resolve().parents[1] / "assets" / "paper" / "robustness.csv"
+_PUBLISHED = pathlib.Path(__file__).resolve().parents[2] / "assets" / "paper" / "robustness.csv"
 
 # What trained the published models. Only one saw nothing but ImageNet and its labels; of the two
 # others NS saw 300 million unlabelled images, FixResNeXt 940 million with hashtags.

@@ -1,7 +1,11 @@
 """What the runs of a study say: accuracy over pairs seen, and the pairs needed for one accuracy."""
 
 import dataclasses
+import hashlib
+import json
 import math
+import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -125,3 +129,37 @@ def verdict(one: Ratio) -> str:
   if greatest < 1:
     return "the opposite of the paper's order"
   return "no difference beyond what the seed makes"
+
+
+class EfficiencyError(ValueError):
+  """A study that no ratio can be read from: which file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """What a study's file gives Figure 2: the ratios of `COMPARED`, and where they were read."""
+
+  ratios: Mapping[str, Ratio]  # by the row of the figure
+  about: str  # the accuracy at which they hold, of what
+  fingerprint: str  # sha256 of the file
+
+
+def read(path: str | os.PathLike[str]) -> Study:
+  """The OUTPUT.json of `tools/predictive_study.py`, at the highest accuracy that all runs reach.
+
+  Raises: EfficiencyError naming a file that is none; OSError with the file's name.
+  """
+  text = pathlib.Path(path).read_bytes()
+  try:
+    study = json.loads(text)
+    found = curves(study["runs"])
+    level = common_level(found)
+    ratios = {row: ratio(found, slow, fast, level) for slow, fast, row in COMPARED}
+    seeds = len(found["contrastive"].accuracy)
+    about = f"{level:.0%} of {study['images']:,} images of {study['task']}, in {seeds} seed"
+    about += "s" * (seeds > 1)
+  except (ValueError, KeyError, IndexError, TypeError) as error:
+    raise EfficiencyError(
+      f"{path}: not what tools/predictive_study.py writes as OUTPUT.json ({error!r})"
+    ) from None
+  return Study(ratios, about, hashlib.sha256(text).hexdigest())
