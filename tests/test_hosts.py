@@ -199,7 +199,7 @@ def test_two_hosts_evaluate_as_one(two, alone):
 
 
 def test_one_host_of_four_dies_and_what_they_saved_loads_in_one(two, four, drill):
-  """Here the others name it. The meta's checksums, which `load` compares, are of four processes."""
+  """Here the others name it. The checksums of the meta, which `load` compares, are of all four."""
   assert _newest(four)[0] > _newest(two)[0]
   drill(30, deaths=1, most_seconds=four.seconds_to_end, most_heartbeat=HEARTBEAT)
   model = clip_jax.load(four.workdir)
