@@ -18,8 +18,10 @@ def decode(source: Any, short_side: int) -> Image.Image:
   least `short_side` pixels on its short side; sides are rounded up.
 
   The decoder leaves out the high frequencies of each block of 8x8 (libjpeg's scaled inverse DCT),
-  which is about the mean over squares of 2x2, 4x4 or 8x8 pixels, so the bicubic resize that follows
-  sees less detail near the limit of what its result can show.
+  which gives about the means of squares of 2x2, 4x4 or 8x8 pixels; the bicubic resize that follows
+  has less left to average. Crops of 224 pixels from JPEGs of 512 (quality 90) differ from those of
+  the whole decode by 1.0 of 255 in the mean over 20 photos (44 dB, the worst 35), 0.7 over 29
+  pieces of clip art (42 dB, the worst 33) and 0.8 over 40 drawn scenes (46 dB, the worst 43).
   Raises: ImageError, as the whole decode does.
   """
   if not isinstance(source, bytes):
@@ -35,6 +37,8 @@ def crop(
   """`images.fit`'s random square, without the resized pixels around it: uint8 [R, R, 3], read-only.
 
   Pillow keeps the square's corners in float32, so of noise a value in some 400 is off by 1 of 255.
+  Of an image far higher than the square it resizes the columns first, and rounds in between: noise
+  is off by up to 8.
   Args and Raises: as `images.fit`.
   """
   cut, size, corner = images.place(image.size, resolution, short_side, rng)

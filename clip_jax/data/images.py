@@ -106,7 +106,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     layer = image.convert("RGBA")
     white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, layer).convert("RGB")
-  return image.convert("RGB")
+  return image if mode == "RGB" else image.convert("RGB")  # a copy would take as long as decoding
 
 
 def as_image(source: Any) -> Image.Image:
