@@ -150,7 +150,9 @@ def figures(answer: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
   """The numbers of an answer by name, as a table shows them; not its lists of single images."""
   for key, value in answer.items():
     if prefix or key not in ("command", "machine"):
-      if isinstance(value, Mapping):
+      if isinstance(value, Mapping) and "bound" in value:
+        yield f"{prefix}{key}", f"{value['bound'] or ''} {value['shots']:.4g}".strip()
+      elif isinstance(value, Mapping):
         yield from figures(value, f"{prefix}{key}: ")
       elif isinstance(value, (int, float)) and not isinstance(value, bool):
         whole = float(value).is_integer()
