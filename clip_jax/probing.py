@@ -25,6 +25,7 @@ from clip_jax.evaluation.probe import cells, data, features, linear_probe, split
 from clip_jax.studies import Path, Setup, StudyError, folder_at
 
 SEEDS = (0, 1, 2)
+_ZERO_SHOT = (cells.ZERO_SHOT, 0, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,12 +142,13 @@ class _Run:
 
   def measure(self) -> study.Study:
     """All figures, of which some may be there already."""
+    class_CE = self._prompts()  # first: a prompt that is too long is told before images are encoded
     train, validation, examples = self._training()
     test, count = self._split(self.own.test), len(self.classes)
     self._check_test(test)
     shots = self._drawable(train, examples)
     given, seeds = (count, self.score), self.asked.seeds
-    self._zero_shot()
+    self._zero_shot(class_CE)
 
     def all_examples() -> linear_probe.ProbeResult:
       return linear_probe.probe(train, test, *given, validation, mesh=self.mesh)
@@ -165,7 +167,7 @@ class _Run:
   def facts(self, found: study.Study) -> dict[str, str]:
     """What made the figures, for people."""
     own, keys = self.own, {cell.key for few in found.few for cell in few.cells}
-    keys |= {(cells.FULL, None, None), (cells.ZERO_SHOT, 0, None)} & set(self.done)
+    keys |= {(cells.FULL, None, None), _ZERO_SHOT} & set(self.done)
     facts = chosen.facts(own.test, self.setup.weights, self.digest)
     splits_of = {"train": own.train, "validation": own.validation, "test": own.test}
     return {
@@ -265,29 +267,32 @@ class _Run:
     self.notes.append(f"Left out: {words} shots, because {why}.")
     return good
 
-  def _zero_shot(self) -> None:
+  def _prompts(self) -> np.ndarray | None:
+    """The embedding of each class [C, E]; None without a vocabulary, or where it is not needed."""
     if getattr(self.model, "tokenizer", "") is None:
       self.notes.append(
         "No zero-shot: the vocabulary of these weights is not here, and prompts are texts."
       )
+      return None
+    if _ZERO_SHOT in self.done:
+      return None
+    prompted = functools.partial(self.bar.part, "prompts")
+    prompt_set, batch = self.own.test.prompt_set, self.setup.batch
+    return classifier.classifier(self.model, prompt_set, self.cache, self.digest, batch, prompted)
+
+  def _zero_shot(self, class_CE: np.ndarray | None) -> None:
+    """Without the classes' embeddings only what is there counts."""
+    if class_CE is None:
+      self.bar.done(cells.ZERO_SHOT, "")
       return
 
     def measure() -> cells.Cell:
-      test = self.own.test
-      class_CE = classifier.classifier(
-        self.model,
-        test.prompt_set,
-        self.cache,
-        self.digest,
-        self.setup.batch,
-        functools.partial(self.bar.part, "prompts"),
-      )
-      split = self._split(test, "embedding")
+      split = self._split(self.own.test, "embedding")
       score = self.score(encoding.similarities(split.features_ND, class_CE), split.labels)
       fitted = (None, None, None)
-      return cells.Cell(cells.ZERO_SHOT, 0, None, score, len(split.labels), 0, *fitted, self.code)
+      return cells.Cell(*_ZERO_SHOT, score, len(split.labels), 0, *fitted, self.code)
 
-    self._figure((cells.ZERO_SHOT, 0, None), measure)
+    self._figure(_ZERO_SHOT, measure)
 
   def _fitted(
     self, key: cells.Key, fit: Callable[[], linear_probe.ProbeResult], images: int

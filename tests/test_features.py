@@ -327,7 +327,7 @@ TWO = """
     from clip_jax.evaluation import encoding
     from known_model import labelled
     from test_features import LABELS, N, ROWS, Model, corrupt
-    from clip_jax.evaluation import features
+    from clip_jax.evaluation.probe import features
     assert hosts.from_first(b"first" if host == 0 else b"another") == b"first"
     own = folder / str(host)  # only the first one's is ever filled
     for batch, limit in ((5, 30), (7, 0), (4, 0)):

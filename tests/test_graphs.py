@@ -115,7 +115,8 @@ def test_a_missing_extra_is_told(tmp_path, monkeypatch, format, module):
   monkeypatch.setattr(
     importlib.util, "find_spec", lambda name: None if name == module else found(name)
   )
-  with pytest.raises(weights.WeightsError, match=f"{format}: {module} is not installed; pip inst"):
+  told = f"{format}: {module} is not installed; in the checkout, pip"
+  with pytest.raises(weights.WeightsError, match=told):
     exports.export(tiny("vit_gelu"), tmp_path / "out", format)
   assert not list(tmp_path.iterdir())
 

@@ -236,6 +236,19 @@ def test_weights_without_a_vocabulary_have_no_zero_shot(command):
   assert "zero-shot" not in (command.output / "probe.csv").read_text()
 
 
+def test_prompts_are_tried_before_images_are_encoded(command):
+  command.folders()
+
+  def too_long(texts, truncate=False):
+    raise ValueError(f"text 0 ({texts[0]!r}) has 99 tokens")
+
+  command.world.model.encode_text = too_long
+  code, out, err = command.main(*QUICK)
+  assert (code, out) == (2, "")
+  assert err == "error: text 0 ('a photo of a ant.') has 99 tokens\n"
+  assert command.world.model.images_seen == 0
+
+
 def test_images_that_cannot_be_decoded(command):
   command.folders()
   trees.write(command.data / "test" / "bee" / "bad.png", b"no image")
