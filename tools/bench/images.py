@@ -139,7 +139,8 @@ def theirs(path: pathlib.Path, transform: Transform) -> Loader:
   open_clip = bench_tokenizer.open_clip_tokenize()
 
   def tokenize(text: str) -> Any:
-    return open_clip([text])[0] if open_clip else 0
+    tokens: Any = open_clip([text]) if open_clip else [0]
+    return tokens[0]
 
   if importlib.util.find_spec("webdataset") is None:
     return lambda: torch_data.DataLoader(TarPairs(path, transform, tokenize), _BATCH)

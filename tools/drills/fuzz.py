@@ -24,10 +24,10 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from clip_jax.data import images, records, tar
+from clip_jax.data import images, records, tables, tar
 from clip_jax.interop import archive
 from tools import fuzz_archive
-from tools.prepare import shards, tables
+from tools.prepare import shards
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SCRATCH = pathlib.Path("/dev/shm") if pathlib.Path("/dev/shm").is_dir() else None
