@@ -166,9 +166,8 @@ def test_a_crop_is_that_of_the_whole_resized_image(size, short_side):
     assert difference.max() == 0
 
 
-@pytest.mark.parametrize("size", [(32, 50), (30, 300)])
-def test_a_crop_of_a_high_image_differs_by_the_order_of_rows_and_columns(size):
-  difference = _difference(size, 0)
+def test_a_crop_of_a_high_image_may_differ_by_the_order_of_rows_and_columns():
+  difference = _difference((32, 50), 0)
   assert 1 < difference.max() < 20
   assert difference.mean() < 0.7
 

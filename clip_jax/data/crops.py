@@ -37,8 +37,8 @@ def crop(
   """`images.fit`'s random square, without the resized pixels around it: uint8 [R, R, 3], read-only.
 
   Pillow keeps the square's corners in float32, so of noise a value in some 400 is off by 1 of 255.
-  Of an image far higher than the square it resizes the columns first, and rounds in between: noise
-  is off by up to 8.
+  Where the image is high it may resize the columns first, and rounds in between: noise is off by up
+  to 8.
   Args and Raises: as `images.fit`.
   """
   cut, size, corner = images.place(image.size, resolution, short_side, rng)
