@@ -10,7 +10,7 @@ by run in CPU seconds, which other programs on the machine do not lengthen. Medi
 Theirs is torchvision's training transform as CLIP is trained with it (RandomResizedCrop of 90 to
 100 % of the area, bicubic; to float; normalise), and Resize to 256 with RandomCrop. torchvision has
 no build on PyPI for a torch without CUDA, so its operations stand here, of Pillow and torch as its
-own are: from one seed they give the tensors of torchvision 0.28 bit for bit, in a tenth less time
+own are: from one seed they give the tensors of torchvision 0.28 bit for bit, in 1 to 10 % less time
 (its Python files run without its compiled part). Without the package webdataset, which is optional,
 Python's tarfile reads the pairs for PyTorch. Without a folder of photos the images are squares of
 scikit-learn's two.
