@@ -45,6 +45,7 @@ class TfdsSource(contents.Contents):
   """The records of `split` ("train+validation") of a data set's folder, in its order.
 
   `label` makes the label of an example, of TFDS's features; captions are those it has.
+  `sizes` counts the records of each split.
   Raises: NoSplitError when a split is not there; RecordError when the folder cannot be read, or a
     file is not there; from a record, when it cannot be read or has no label.
   """
@@ -69,7 +70,7 @@ class TfdsSource(contents.Contents):
     for file in self._files:
       if not file.is_file():
         raise RecordError(f"{file}: not there, as dataset_info.json says; make the data set anew")
-    self._length = sum(builder.info.splits[name].num_examples for name in split.split("+"))
+    self.sizes = [builder.info.splits[name].num_examples for name in split.split("+")]
     self._data: Any = None  # opened at the first read, in whichever process reads
 
   def __repr__(self) -> str:
@@ -84,7 +85,7 @@ class TfdsSource(contents.Contents):
     yield from self._files
 
   def __len__(self) -> int:
-    return self._length
+    return sum(self.sizes)
 
   def __getitem__(self, index: int) -> Record:
     if not 0 <= index < len(self):
