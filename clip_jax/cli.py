@@ -1,6 +1,8 @@
 """`clip-jax VERB`: each verb a thin function over one module."""
 
 import argparse
+import ast
+import contextlib
 import importlib.metadata
 import logging
 import math
@@ -120,8 +122,12 @@ def load_config(path: str, overrides: Sequence[str]) -> Any:
     )
     values(words)
   except (flags.Error, AttributeError, LookupError, TypeError) as error:
-    text = str(error).strip("'\"").replace("\\'", "'").replace("\\n", "; ")
-    raise UsageError(f"{path} with {' '.join(overrides)}: {text}") from error
+    text = str(error)
+    with contextlib.suppress(SyntaxError, ValueError):  # that of a KeyError is a literal
+      text = str(ast.literal_eval(text))
+    text = "; ".join(text.splitlines())
+    given = f" with {' '.join(overrides)}" if overrides else ""
+    raise UsageError(f"{path}{given}: {text}") from error
   return parsing.parse(values["config"].value)
 
 

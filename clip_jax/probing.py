@@ -124,9 +124,7 @@ class _Run:
     found = cells.Measure(
       weights=self.digest,
       train=own.train.source.fingerprint,
-      validation=own.validation.source.fingerprint
-      if own.validation
-      else f"{linear_probe.HELD_BACK:.0%} of train, seed {self.setup.seed}",
+      validation=self._validation(),
       test=own.test.source.fingerprint,
       prompts=own.test.prompt_set.fingerprint,
       features=self.asked.features,
@@ -139,6 +137,14 @@ class _Run:
         "the same"
       )
     return found
+
+  def _validation(self) -> str:
+    """What lambda is chosen on: a fingerprint, or in words what of train."""
+    if self.own.validation:
+      return self.own.validation.source.fingerprint
+    if getattr(self.own.train.source, "validation", ()):
+      return "the validation split in train"
+    return f"{linear_probe.HELD_BACK:.0%} of train, seed {self.setup.seed}"
 
   def measure(self) -> study.Study:
     """All figures, of which some may be there already."""
@@ -213,7 +219,8 @@ class _Run:
 
     Raises: StudyError naming a class without any.
     """
-    own, train = self.own, self._split(self.own.train)
+    own, found = self.own, self._encoded(self.own.train, features.PROBED[self.asked.features])
+    train = splits.labelled(found, own.train.source, self.classes, own.train.several)
     examples = self._counts(train)
     if not examples.all():
       c, none = int(np.argmin(examples)), int((examples == 0).sum())
@@ -229,6 +236,13 @@ class _Run:
         "and the linear probe then trained on these too."
       )
       return train, validation, examples
+    rest, inner = splits.own_validation(found, own.train.source, train)
+    if inner is not None:
+      self.notes.append(
+        f"Lambda was chosen on the {len(inner.labels):,} images of {own.train.name} that are the "
+        "data set's own validation split; few shots are drawn from the others."
+      )
+      return rest, inner, examples
     kept, held = linear_probe.hold_back(train, self.setup.seed)
     self.notes.append(
       f"There is no validation split: {len(held.labels):,} of the {len(train.labels):,} images of "

@@ -91,7 +91,11 @@ def test_missing_weights_are_one_line(capsys, tmp_path):
 
 
 def test_a_broken_config_file_is_one_line(capsys, tmp_path):
-  for text, message in (("x = 1", "no function get_config"), ("1 +", "SyntaxError")):
+  for text, message in (
+    ("x = 1", "no function get_config"),
+    ("1 +", "SyntaxError"),
+    ("get_config = lambda: {}.nothing", "c.py: 'dict' object has no attribute 'nothing'\n"),
+  ):
     (tmp_path / "c.py").write_text(text)
     code, _, err = _run(capsys, "train", "--config", tmp_path / "c.py", "--workdir", tmp_path / "w")
     assert code == 2

@@ -222,7 +222,7 @@ def test_without_a_project_nobody_is_asked_twice(cloud, capsys):
   cloud.answers("describe", err=said, code=1)
   assert tpu() == 2
   assert cloud.verbs() == []
-  assert "No project is chosen: gcloud config set project" in capsys.readouterr().err
+  assert "[queued_resource]. No project is chosen: gcloud config set" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("step", ["scp", "setup.sh --", "cat > ~/train.sh"])

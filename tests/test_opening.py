@@ -1,5 +1,6 @@
 """Every data set opened from a tiny copy in each layout; what is not there says how to get it."""
 
+import dataclasses
 import json
 import pickle
 import shutil
@@ -212,6 +213,34 @@ def test_our_own_random_split(tmp_path):
   assert test.fingerprint != train.fingerprint
   everything = test.source
   assert test[3] == everything[labels.draw(30, 10_000, 5_000)[1][3]]
+
+
+@pytest.mark.parametrize(
+  ("key", "folder"), [("DTD", "val"), ("Flowers102", "valid"), ("Rendered SST2", "valid")]
+)
+def test_a_validation_split_of_its_own_is_the_last_part_of_train(tmp_path, key, folder):
+  dataset = datasets.named(key)
+  names = dataset_trees.class_folders(dataset)
+  place = tmp_path / dataset.folder
+  for i, part in enumerate((folder, "train", folder, "train", "test")):
+    trees.write(place / part / names[i % 2] / f"{i}.png", trees.png(i))
+  train, test = (opening.open_dataset(dataset, s, [tmp_path]) for s in ("train", "test"))
+  assert [r.image for r in _records(train)] == [trees.png(i) for i in (1, 3, 0, 2)]
+  assert (train.validation, test.validation) == ((2, 3), ())
+  assert train.fingerprint != dataclasses.replace(train, validation=()).fingerprint
+  shutil.rmtree(place / folder)
+  assert opening.open_dataset(dataset, "train", [tmp_path]).validation == ()
+
+
+def test_the_validation_split_of_pascal_voc(tmp_path):
+  dataset = datasets.named("VOC2007")
+  lists = dataset_trees.folder(tmp_path, dataset, "train") / "VOCdevkit/VOC2007/ImageSets/Main"
+  assert opening.open_dataset(dataset, "train", [tmp_path]).validation == ()
+  trees.write(lists / "val.txt", "0\n2\n")
+  trees.write(lists / "train.txt", "1\n3\n")
+  train = opening.open_dataset(dataset, "train", [tmp_path])
+  assert [r.key for r in _records(train)] == ["1.jpg", "3.jpg", "0.jpg", "2.jpg"]
+  assert train.validation == (2, 3)
 
 
 def test_the_folds_of_stl10(tmp_path):

@@ -62,9 +62,10 @@ def test_the_projected_features_are_another_cell(world, tmp_path):
 def counted(monkeypatch, fits):
   """`linear_probe.learn` in place of which the classifier is known; counts what it is asked."""
 
-  def learn(train, classes, metric):
+  def learn(train, classes, metric, validation=None):
     del metric
-    fits.append(len(train.labels))
+    fits.append(len(train.labels) if validation is None else train.labels.tolist())
+    fits.extend([] if validation is None else [validation.labels.tolist()])
     width = train.features_ND.shape[1]
     weights_DC = np.eye(width, classes, dtype=np.float32)
     fit = logistic.Fit(weights_DC, np.zeros(classes, np.float32), 0.0, 1, True)
@@ -147,6 +148,19 @@ def test_one_probe_on_imagenet_serves_all_its_shifts(world, tmp_path, monkeypatc
   assert fits == [1000]
   with pytest.raises(datasets.NotAvailable, match="ObjectNet: which of ImageNet's classes"):
     measure(world, tmp_path, "16", "ObjectNet", True)
+
+
+def test_lambda_is_chosen_on_the_data_sets_own_validation_split(world, tmp_path, monkeypatch):
+  fits = []
+  counted(monkeypatch, fits)
+  dataset = datasets.named("DTD")
+  made = [world.write(dataset, s, own, s) for s, own in
+          (("train", [0, 1, 2]), ("val", [3, 0]), ("test", [2, 0, 1, 1]))]  # fmt: skip
+  world.model.features = {k: np.eye(47)[i] for own in made for i, k in enumerate(own)}
+  measure(world, tmp_path, "10", "DTD", True)
+  assert fits == [[0, 1, 2], [0, 3]]
+  measure(world, tmp_path, "10", "DTD", True, limit=3)  # none of it among the first: as without
+  assert fits[2:] == [3]
 
 
 def test_images_left_out_of_training_are_told(world, tmp_path, monkeypatch):

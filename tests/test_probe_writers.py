@@ -9,6 +9,7 @@ import re
 import pytest
 from parsed_page import EVIL, Page
 
+from clip_jax.evaluation import curves
 from clip_jax.evaluation.probe import cells, drawing, study, writers
 
 MEASURE = cells.Measure("a" * 64, "b" * 64, "c" * 64, "d" * 64, "e" * 64, "projected", "accuracy")
@@ -169,7 +170,7 @@ def test_the_drawing_by_hand():
   )
   assert [label for _, label in drawn.y_ticks] == ["20%", "40%", "60%", "80%", "100%"]
   assert drawn.meeting == drawing.Meeting(round(126 + 1.5 * step, 1), "2.8 a class", "start")
-  assert drawn.zero_shot == drawing.Dot(78, 204.5, "zero-shot: 50.0%")
+  assert drawn.zero_shot == curves.Point(78, 204.5, "zero-shot: 50.0%")
   first, second, third = (m.x for m in drawn.means)
   assert re.findall(r"[\d.]+ ", drawn.band) == [f"{x} " for x in (first, second, third)] + [
     f"{x} " for x in (third, second, first)

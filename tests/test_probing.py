@@ -99,6 +99,19 @@ def test_each_metric(command, key):
   assert all(line["metric"] == dataset.metric for line in command.lines())
 
 
+def test_a_validation_split_in_the_training_set_chooses_lambda(command):
+  dataset = command.dataset("Rendered SST2", train_folder="train", test_folder="test")
+  place = command.data / dataset.folder
+  for path in sorted((place / "train").rglob("*.png"))[::2]:
+    trees.write(place / "valid" / path.parent.name / path.name, path.read_bytes())
+    path.unlink()
+  found = command.found("--dataset", dataset.key, "--shots", "1")
+  assert "on the 6 images of" in found["notes"][0]
+  assert "the data set's own validation split" in found["notes"][0]
+  assert found["linear_probe"]["examples"] == 12
+  assert {line["validation"] for line in command.lines()} == {"the validation split in train"}
+
+
 def test_few_shots_as_with_scikit_learn(command):
   """Each figure of a noisy set, from the lambda that its line names."""
   command.folders()

@@ -82,6 +82,8 @@ def test_a_copy_of_tfds(tmp_path, dataset, split):
     if dataset.rule == "several" and k != dataset.classes - 1:
       expected += f"; {classes[-1]} (difficult)"
     assert (record.label, record.captions) == (expected, ())
+  joined = split == "train" and "+" in dataset.tfds_train and dataset.rule != "captions"
+  assert {_number(copy[k]) for k in copy.validation} == ({1, 3, 5} if joined else set())
   others = [note for note in copy.notes if "is not the paper's split" in note]
   assert bool(others) == (dataset.tfds_is_the_papers != "yes")
 

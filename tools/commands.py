@@ -104,13 +104,14 @@ class CommandFailed(LaunchError):
   def __init__(self, command: Sequence[str], code: int, said: str):
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     telling = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "")
+    telling = telling[:300].rstrip(".")
     remedy, kind = next(
       (row[1:] for row in _REMEDIES if re.search(row[0], said, re.IGNORECASE)), ("", "")
     )
     words = " ".join(command[:5])
     super().__init__(
       f"{words} ... failed (exit code {code})"
-      + (f": {telling[:300]}" if telling else "")
+      + (f": {telling}" if telling else "")
       + (f". {remedy[0].upper()}{remedy[1:]}" if remedy else "")
     )
     self.said = said

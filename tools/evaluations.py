@@ -67,6 +67,8 @@ STUDIES = {
   "overlap_stamps": Study(
     "Stamps held out in the clip art that was trained on",
     f"overlap {_STAMPS} --training data/clipart --by embedding",
+    note="Its page shows what so small a model takes for the same: a 9 and a 2, two road signs. "
+    "The question itself wants a better embedding.",
   ),
   "predictions_fashion_mnist": Study(
     "Single photos of Fashion-MNIST", f"predictions {_FASHION} --halves", "page.html"

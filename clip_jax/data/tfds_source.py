@@ -50,6 +50,7 @@ class TfdsSource(contents.Contents):
 
   `label` makes the label of an example, of TFDS's features (None: they get none); captions are
   those of the feature `caption` ("captions/text": the texts of a sequence), if it is there.
+  `sizes` counts the records of each split.
   Raises: NoSplitError when a split is not there; RecordError when the folder cannot be read, or a
     file is not there; from a record, when it cannot be read or has no label.
   """
@@ -76,7 +77,7 @@ class TfdsSource(contents.Contents):
     for file in self._files:
       if not file.is_file():
         raise RecordError(f"{file}: not there, as dataset_info.json says; make the data set anew")
-    self._length = sum(builder.info.splits[name].num_examples for name in split.split("+"))
+    self.sizes = [builder.info.splits[name].num_examples for name in split.split("+")]
     self._data: Any = None  # opened at the first read, in whichever process reads
 
   def __repr__(self) -> str:
@@ -91,7 +92,7 @@ class TfdsSource(contents.Contents):
     yield from self._files
 
   def __len__(self) -> int:
-    return self._length
+    return sum(self.sizes)
 
   def __getitem__(self, index: int) -> Record:
     if not 0 <= index < len(self):

@@ -114,7 +114,16 @@ def in_tfds(wanted: Wanted, root: pathlib.Path) -> Copy | None:
   same = dataset.tfds_is_the_papers
   notes = [] if same == "yes" else [f"TFDS {dataset.tfds} {split} is not the paper's split: {same}"]
   copy = wanted.found("tfds", place, source, names, notes)
-  return wanted.drawn_from(copy) if wanted.drawn else copy
+  if wanted.drawn:
+    return wanted.drawn_from(copy)
+  return copy if dataset.rule == "captions" else _with_validation(copy, source.sizes[0])
+
+
+def _with_validation(copy: Copy, first: int) -> Copy:
+  """Of train: the records from number `first` on are the data set's own validation split."""
+  if copy.split != "train":
+    return copy
+  return dataclasses.replace(copy, validation=tuple(range(first, len(copy.source))))
 
 
 def _label(rule: str, names: Sequence[str | None], example: tfds_source.Example) -> str | None:
@@ -177,8 +186,9 @@ def in_folder(wanted: Wanted, root: pathlib.Path) -> Copy | None:
         if base := next((p for p in below if (p / "ImageSets" / "Main").is_dir()), None):
           own = wanted.classes or _VOC
           of_name = {n: c for n, c in zip(_VOC, wanted.labels_of(_VOC), strict=True) if c}
-          voc = folder_source.from_voc(base, "trainval" if train else "test", of_name)
-          return wanted.found("folder", place, voc, own)
+          parts = [folder_source.from_voc(base, part, of_name) for part in _voc_parts(base, train)]
+          voc = folder_source.FileSource([e for part in parts for e in part.entries])
+          return _with_validation(wanted.found("folder", place, voc, own), len(parts[0]))
         wanted.missing.append(f"{place} has no VOCdevkit/VOC2007/ImageSets/Main")
       case "captions":
         if path := next(iter(sorted(place.glob("dataset_*.json"))), None):
@@ -190,6 +200,15 @@ def in_folder(wanted: Wanted, root: pathlib.Path) -> Copy | None:
         if copy is not None:
           return copy
   return None
+
+
+def _voc_parts(base: pathlib.Path, train: bool) -> tuple[str, ...]:
+  """The lists of Pascal VOC that make a split; of its trainval the two halves, where they lie."""
+  halves = ("train", "val")
+  lists = [base / "ImageSets" / "Main" / f"{name}.txt" for name in halves]
+  if not train:
+    return ("test",)
+  return halves if all(map(pathlib.Path.is_file, lists)) else ("trainval",)
 
 
 def _class_folders(wanted: Wanted, place: pathlib.Path) -> Copy | None:
@@ -215,7 +234,10 @@ def _class_folders(wanted: Wanted, place: pathlib.Path) -> Copy | None:
   copy = wanted.found("folder", place, source, names, notes)
   if pool:
     return wanted.drawn_from(copy)
-  return _fold(wanted, copy, source) if wanted.dataset.rule == "fold_indices" else copy
+  if wanted.dataset.rule == "fold_indices":
+    return _fold(wanted, copy, source)
+  first = sum(entry.path.is_relative_to(folders[0]) for entry in source.entries)
+  return _with_validation(copy, first)
 
 
 def _fold(wanted: Wanted, copy: Copy, source: folder_source.FileSource) -> Copy:

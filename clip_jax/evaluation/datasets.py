@@ -88,10 +88,12 @@ class Copy:
   notes: tuple[str, ...] = ()
   indices: tuple[int, ...] | None = None  # of the records of `source`; None: all of them
   renamed: Mapping[str, str] | None = None  # label of a record of `source` -> its label here
+  validation: tuple[int, ...] = ()  # records of train that are a validation split of its own
 
   @functools.cached_property
   def fingerprint(self) -> str:
     chosen = [self.source.fingerprint, self.classes, self.indices, self.renamed]
+    chosen += [self.validation] if self.validation else []
     return hashlib.sha256(json.dumps(chosen).encode()).hexdigest()
 
   def __len__(self) -> int:

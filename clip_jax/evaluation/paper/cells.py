@@ -91,7 +91,8 @@ def _probe(
     seen = _features(train, kind, weights, settings, progress)
     left_out.extend(seen.left_out)
     progress(f"{given.unit.dataset.key}: fitting", 0, 1)
-    return linear_probe.learn(_split(train, seen), classes, metric).fit
+    rest, validation = splits.own_validation(seen, train, _split(train, seen))
+    return linear_probe.learn(rest, classes, metric, validation).fit
 
   key = features.cache_key(weights.model, train, kind, weights.hash)
   trained_on = f"{key} {train.dataset.metric} {settings.limit} {settings.skip_unreadable}"

@@ -37,7 +37,7 @@ def choose(asked: chosen.Asked, train: str, validation: str, resolution: int) ->
   """Opens the test split, which is what is asked for, and the splits `train` and `validation`.
 
   `validation` "": the data's own, where one of their splits is called so; or none. Of the paper's
-  datasets none is known: where they have one, the paper's training set holds it.
+  datasets the training set holds it, where they have one (`splits.own_validation`).
   Raises: ChoiceError where a split is not there, two are the same images, or one has a class that
     the other lacks; and as `chosen.choose`.
   """

@@ -15,13 +15,6 @@ _NEAR = 30  # labels of the horizontal axis stand so far apart at least
 
 
 @dataclasses.dataclass(frozen=True)
-class Dot:
-  x: float
-  y: float
-  title: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Meeting:
   """Where the curve reaches zero-shot."""
 
@@ -39,10 +32,10 @@ class Drawing:
   line: str  # an SVG path through the means
   rest: str  # from the last of them to the probe of all examples
   band: str  # from the worst to the best seed
-  means: tuple[Dot, ...]
-  seeds: tuple[Dot, ...]
-  full: Dot
-  zero_shot: Dot | None
+  means: tuple[curves.Point, ...]
+  seeds: tuple[curves.Point, ...]
+  full: curves.Point
+  zero_shot: curves.Point | None
   star: str  # an SVG path around it
   meeting: Meeting | None
 
@@ -63,8 +56,8 @@ def draw(study: Study) -> Drawing:
     share = (100 * score - low) / (high - low)
     return round(HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - TOP), 1)
 
-  def dot(examples: float, score: float, words: str) -> Dot:
-    return Dot(x(examples), y(score), f"{words}: {100 * score:.1f}%")
+  def dot(examples: float, score: float, words: str) -> curves.Point:
+    return curves.Point(x(examples), y(score), f"{words}: {100 * score:.1f}%")
 
   means = tuple(
     dot(f.shots, f.mean, f"{f.shots} a class, mean of {len(f.cells)}") for f in study.few
@@ -80,7 +73,7 @@ def draw(study: Study) -> Drawing:
   zero_shot = None
   if study.zero_shot is not None:
     score = study.zero_shot.score
-    zero_shot = Dot(LEFT + _NONE, y(score), f"zero-shot: {100 * score:.1f}%")
+    zero_shot = curves.Point(LEFT + _NONE, y(score), f"zero-shot: {100 * score:.1f}%")
   return Drawing(
     x_ticks=_ticks(study, x),
     y_ticks=tuple((y(value / 100), f"{curves.number(value)}%") for value in y_values),
@@ -117,7 +110,7 @@ def _meeting(study: Study, x: Callable[[float], float]) -> Meeting | None:
   return Meeting(at, f"{equal} a class", "end" if at > WIDTH / 2 else "start")
 
 
-def _star(centre: Dot) -> str:
+def _star(centre: curves.Point) -> str:
   """Five points, the first one up."""
   corners = []
   for k in range(10):

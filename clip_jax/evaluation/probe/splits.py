@@ -7,7 +7,7 @@ import numpy as np
 
 from clip_jax.data import labels as labels_lib
 from clip_jax.data import records
-from clip_jax.evaluation import encoding
+from clip_jax.evaluation import datasets, encoding
 from clip_jax.evaluation.probe import features, linear_probe
 
 
@@ -33,3 +33,17 @@ def labelled(
         f"({', '.join(classes[:3])}, ...)"
       ) from None
   return linear_probe.Split(found.rows_ND, np.array(out, np.int8 if several else np.int64))
+
+
+def own_validation(
+  found: features.Features, source: records.RecordSource, train: linear_probe.Split
+) -> tuple[linear_probe.Split, linear_probe.Split | None]:
+  """(training, validation), where the training set of a data set holds a validation split.
+
+  `train` is what `labelled` made of both. Without one, or where none of it was encoded: all, None.
+  """
+  own = source.validation if isinstance(source, datasets.Copy) else ()
+  validates = np.isin(found.indices, own)
+  if not validates.any():
+    return train, None
+  return train.take(np.flatnonzero(~validates)), train.take(np.flatnonzero(validates))
