@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import rich.console
 import rich.progress
 import tensorboardX
 
-from clip_jax import chips
+from clip_jax import alarms, chips, goodput
 from clip_jax import config as config_lib
 
 
@@ -39,14 +39,19 @@ class Log:
     console: rich.console.Console,
     start_step: int,
     training_flops_per_pair: int,
+    started: float | None = None,
   ):
+    """`started`: when this start of the run began, by `time.perf_counter`; None: now."""
     self._config, self._console = config, console
     self._writes = jax.process_index() == 0
     self._seconds: dict[str, float] = collections.defaultdict(float)
     self._flops_per_step = config.data.batch_pairs * training_flops_per_pair
     self._peak = peak_flops()
-    self._started = time.perf_counter()
-    self._window = (start_step, self._started, 0.0)
+    now = time.perf_counter()
+    self._started = now if started is None else started
+    self._seconds["start"] = now - self._started
+    self._before = goodput.carried(read(workdir), start_step)
+    self._window = (start_step, now, 0.0)
     self._progress = _progress_bar(console)
     self._task = self._progress.add_task("train", total=config.steps, completed=start_step, note="")
     if self._writes:
@@ -72,8 +77,10 @@ class Log:
     self._seconds["data wait"] = wait_seconds
     if step % self._config.log_every_steps and step != self._config.steps:
       return
-    figures = {**values, **self._rates(step, wait_seconds)}
-    self.write(step, {f"train/{name}": value for name, value in figures.items()})
+    now = time.perf_counter()
+    figures = {**values, **self._rates(step, now, wait_seconds)}
+    named = {f"train/{name}": value for name, value in figures.items()}
+    self.write(step, {**named, **self._account(now)})
     note = (
       f"loss {figures['loss']:.3f}  accuracy {figures['accuracy']:.0%}  "
       f"{figures['pairs_per_second']:.0f} pairs/s  data wait {figures['data_wait']:.0%}"
@@ -82,12 +89,12 @@ class Log:
     if self._writes and not self._console.is_terminal:
       self._console.print(f"step {step}/{self._config.steps}  {note}", highlight=False)
 
-  def _rates(self, step: int, wait_seconds: float) -> dict[str, float]:
+  def _rates(self, step: int, now: float, wait_seconds: float) -> dict[str, float]:
     """Since the last call: pairs a second, share of time waiting for data, MFU where known.
 
     Compiling, evaluations and checkpoints do not count as time.
     """
-    (step_before, time_before, wait_before), now = self._window, time.perf_counter()
+    step_before, time_before, wait_before = self._window
     now -= sum(self._seconds[part] for part in ("first step", "evaluation", "checkpoint"))
     self._window = (step, now, wait_seconds)
     steps, seconds = step - step_before, now - time_before
@@ -98,6 +105,13 @@ class Log:
     if self._peak is not None:
       rates["mfu"] = steps * self._flops_per_step / seconds / self._peak
     return rates
+
+  def warn(self, step: int, found: Sequence[alarms.Alarm]) -> None:
+    """Alarms for people, and as 1 (begins) or 0 (over) in `metrics.jsonl` and TensorBoard."""
+    if found:
+      self.write(step, {f"alarm/{alarm.name}": float(alarm.on) for alarm in found})
+    for alarm in found if self._writes else ():
+      self._console.print(f"{'warning: ' if alarm.on else ''}{alarm.text}", highlight=False)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """One line of figures; those that are not finite are written as null.
@@ -114,10 +128,15 @@ class Log:
       self._board.add_scalar(name, value, step)
 
   def finish(self, step: int) -> dict[str, float]:
-    """Writes where the wall time of this start went, in seconds, and returns it."""
-    split = {"total": time.perf_counter() - self._started, **self._seconds}
-    self.write(step, {f"seconds/{part.replace(' ', '_')}": s for part, s in split.items()})
-    return split
+    """Writes and tells where the wall time of the run went, in seconds, and returns it."""
+    account = self._account(time.perf_counter())
+    self.write(step, account)
+    if self._writes:
+      self._console.print(f"time: {goodput.sentence(account)}", highlight=False)
+    return account
+
+  def _account(self, now: float) -> dict[str, float]:
+    return goodput.figures(self._before, {"total": now - self._started, **self._seconds})
 
   def close(self) -> None:
     """Lets go of the files. Every line was flushed when written: an error here loses none."""

@@ -109,7 +109,7 @@ def finish(
     "step": model.step,
     "pairs": model.step * config.data.batch_pairs,
     "parameters": clip.parameter_counts(config.model)["total"],
-    "train_seconds": sum(line.get("seconds/total", 0.0) for line in lines),
+    "train_seconds": max((line.get("seconds/total", 0.0) for line in lines), default=0.0),
     "pairs_per_second": _median(lines, "train/pairs_per_second"),
     "data_wait": _median(lines, "train/data_wait"),
     "machine": machine(),

@@ -1,9 +1,11 @@
 """The training loop, top to bottom."""
 
 import contextlib
+import dataclasses
 import fcntl
 import pathlib
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,7 +15,9 @@ import rich.console
 
 from clip_jax import (
   agreement,
+  alarms,
   checkpoint,
+  culprit,
   hosts,
   inference,
   initial,
@@ -54,6 +58,7 @@ def train(
     (its state is saved, and the same call continues).
   Raises: TrainingError, CheckpointError, DataError, HostsError, ValueError, OSError.
   """
+  began = time.perf_counter()
   sources, evaluated = open_sources(config), tasks.ready(config)
   agreement.of_hosts(config, experiment, sources, [task.source for task in evaluated], workdir)
   mesh = sharding.make_mesh(config.mesh)
@@ -80,8 +85,11 @@ def train(
     stream = pipeline.Prefetcher(batches, lambda b: _place(b, bad_records, stop, mesh), depth=2)
     stack.callback(stream.close)
     a_pair = clip.training_flops_per_pair(config.model, config.optimizer.lock_image)
-    log = metrics.Log(config, workdir, console, done, a_pair)
+    suspects = culprit.suspects(config, state.params, sources, tokenizer)
+    log = metrics.Log(config, workdir, console, done, a_pair, began)
     stack.callback(log.close)
+    watch = alarms.Alarms(config)
+    reader = _Reader(config, bad_records, checkpoints, log, stream, suspects, watch)
     step_fn = train_step.make_train_step(config, mesh)
 
     previous: dict[str, jax.Array] | None = None
@@ -89,11 +97,11 @@ def train(
     while done < config.steps and not stopping:
       begin(f"step {done + 1}")
       batch = next(stream)
-      with log.time("first step" if done == start else "dispatch"):
+      with log.time("first step" if done == start else "step"):
         state, current = step_fn(state, batch)
       done += 1
       if previous is not None:  # read while the device is busy with the step after it
-        stopping = _read(config, previous, done - 1, bad_records, checkpoints, log, stream)
+        stopping = reader.read(previous, done - 1)
       previous = current
       checkpoints.poll()
       evaluate_now = config.evaluation.every_steps and done % config.evaluation.every_steps == 0
@@ -113,7 +121,7 @@ def train(
           facts = {**page, **bad_records.counts()}
           checkpoints.save(done, state.params, rest, facts, state.batch_stats)
     if previous is not None:
-      _read(config, previous, done, bad_records, checkpoints, log, stream)
+      reader.read(previous, done)
     with log.time("checkpoint"):
       checkpoints.wait()
     log.finish(done)
@@ -249,32 +257,40 @@ def _place(
   return sharding.global_batch(arrays, mesh)
 
 
-def _read(
-  config: config_lib.Config,
-  device_metrics: dict[str, jax.Array],
-  step: int,
-  bad_records: pipeline.BadRecords,
-  checkpoints: checkpoint.Checkpoints,
-  log: metrics.Log,
-  stream: pipeline.Prefetcher,
-) -> bool:
-  """Fetches and logs one step's metrics. Returns: whether any host was asked to stop.
+@dataclasses.dataclass
+class _Reader:
+  """Takes what a step on the device gave: logs it, and judges whether the run can go on."""
 
-  Raises: TrainingError when the run must end: not finite for too long, too many bad records.
-  """
-  with log.time("step"):
-    fetched = jax.device_get(device_metrics)
-  by_cause = fetched.pop("bad_by_cause")
-  values = {name: float(value) for name, value in fetched.items()}
-  values["bad_records"] = bad_records.count(by_cause, config.data.batch_pairs)
-  log.step(step, values, stream.wait_seconds)
-  in_row, limit = int(values["skipped_in_row"]), config.optimizer.max_skipped_in_row
-  if in_row >= limit:
-    kept = checkpoints.saved_step
-    raise TrainingError(
-      f"step {step}: {in_row} steps in a row skipped (loss {values['loss']}, gradient norm "
-      f"{values['gradient_norm']}); "
+  config: config_lib.Config
+  bad_records: pipeline.BadRecords
+  checkpoints: checkpoint.Checkpoints
+  log: metrics.Log
+  stream: pipeline.Prefetcher
+  suspects: culprit.Suspects
+  watch: alarms.Alarms
+
+  def read(self, device_metrics: dict[str, jax.Array], step: int) -> bool:
+    """Fetches and logs one step's metrics. Returns: whether any host was asked to stop.
+
+    Raises: TrainingError when the run must end: not finite for too long, too many bad records.
+    """
+    with self.log.time("step"):
+      fetched = jax.device_get(device_metrics)
+    by_cause = fetched.pop("bad_by_cause")
+    values = {name: float(value) for name, value in fetched.items()}
+    logged = {name: v for name, v in values.items() if not name.startswith("first_not_finite")}
+    logged["bad_records"] = self.bad_records.count(by_cause, self.config.data.batch_pairs)
+    self.log.step(step, logged, self.stream.wait_seconds)
+    self.log.warn(step, self.watch.step(step, values))
+    if values["skipped_in_row"] >= self.config.optimizer.max_skipped_in_row:
+      raise TrainingError(self._skipped(step, values))
+    return values["stop"] > 0
+
+  def _skipped(self, step: int, values: dict[str, float]) -> str:
+    kept = self.checkpoints.saved_step
+    return (
+      f"step {step}: {values['skipped_in_row']:.0f} steps in a row skipped (loss {values['loss']}, "
+      f"gradient norm {values['gradient_norm']}); {self.suspects.sentence(step, values)}; "
       + (f"step {kept} is the last checkpoint" if kept else "there is no checkpoint yet")
       + ". Lower config.optimizer.learning_rate or look at the data, then start again"
     )
-  return values["stop"] > 0

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 from jax.sharding import Mesh
 
@@ -78,8 +77,10 @@ def make_train_step(config: config_lib.Config, mesh: Mesh) -> jax.stages.Wrapped
 
   The batch holds `image` uint8 [B, R, R, 3], `tokens` int32 [B, L], and int32 [B] `bad` (why a
   record was replaced, an index into records.CAUSES) and `stop` (a host was asked to stop), which
-  are summed over all hosts. Metrics are float32 scalars, and `bad_by_cause` [causes]. A step whose
-  loss or gradient is not finite changes no parameter, no running statistics and no optimizer state.
+  are summed over all hosts. Metrics are float32 scalars, and `bad_by_cause` [causes]. Of pairs and
+  of tensors that are not finite the first is told by its number (-1: none; tensors as the leaves of
+  the gradient), which `culprit` names. A step whose loss or gradient is not finite changes no
+  parameter, no running statistics and no optimizer state.
   """
   whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
   state = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh))
@@ -98,7 +99,8 @@ def train_step(
   wide = rounding.widened(state.params)
   forward, gradients = loss_and_gradients(config, mesh, wide, state.batch_stats, batch, rng)
   loss, batch_stats = forward.loss, forward.batch_stats
-  gradient_norm = optax.tree.norm(gradients)
+  squares_T = jnp.stack([jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gradients)])
+  gradient_norm = jnp.sqrt(squares_T.sum())
   params, opt_state = optimizer.apply(
     config.optimizer, config.steps, gradients, state.opt_state, wide, rounding_rng
   )
@@ -112,16 +114,26 @@ def train_step(
     "loss": loss,
     "accuracy": forward.accuracy,
     "logit_scale": forward.scale,
+    "image_rank": forward.image_rank,
+    "text_rank": forward.text_rank,
     "gradient_norm": gradient_norm,
     "gradient_norm_sigma": spike_sigma,
     "learning_rate": optimizer.schedule(config.optimizer, config.steps)(updates),
     "skipped": guard.skipped,
     "skipped_in_row": guard.skipped_in_row,
     "bad_by_cause": jnp.bincount(batch["bad"], length=len(records.CAUSES)),
+    "not_finite_pairs": forward.not_finite_pairs,
+    "first_not_finite_pair": forward.first_not_finite_pair,
+    "first_not_finite_tensor": _first(~jnp.isfinite(squares_T)),
     "stop": batch["stop"].sum(),
   }
   metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
   return TrainState(state.step + 1, params, batch_stats, opt_state, guard), metrics
+
+
+def _first(which_N: jax.Array) -> jax.Array:
+  """The index of the first that is true, or -1."""
+  return jnp.where(which_N.any(), jnp.argmax(which_N), -1)
 
 
 def judge(

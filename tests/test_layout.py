@@ -30,6 +30,7 @@ LAYERS = (
     "evaluation.paper.published",
     "evaluation.shifts.robustness",
     "evaluation.stress.noise_and_blur",
+    "goodput",
     "hlo",
     "interop.layouts",
     "interop.onnx_edits",
@@ -39,6 +40,7 @@ LAYERS = (
     "watchdog",
   ),
   (
+    "alarms",
     "cli_options",
     "collectives",
     "data.crops",
@@ -51,7 +53,6 @@ LAYERS = (
     "hosts",
     "interop.archive",
     "interop.naming",
-    "metrics",
     "models.presets",
     "models.resize",
     "optimizer",
@@ -74,6 +75,7 @@ LAYERS = (
     "evaluation.probe.lbfgs",
     "evaluation.stress.corruptions",
     "interop.architecture",
+    "metrics",
     "models.transformer",
     "program",
     "ring",
@@ -114,6 +116,7 @@ LAYERS = (
   ),
   (
     "agreement",
+    "culprit",
     "evaluation.embedding_map",
     "evaluation.paper.charts",
     "evaluation.paper.units",
@@ -249,7 +252,7 @@ def test_only_training_decodes_at_a_scale():
     "reducing_gap": set(),
     "thumbnail": {"evaluation.figures"},
     "crops": {"data.pipeline"},
-    "example_dataset": set(),
+    "example_dataset": {"culprit"},  # for the name of a training record
     "host_batches": {"train"},
   }
   for name, tree in MODULES.items():
@@ -296,6 +299,8 @@ TESTED_WITH = {
   "models.text": "models",
   "models.clip": "models",
   "models.presets": "models",
+  "culprit": "train",
+  "goodput": "metrics",
   "summary": "train",
   "ring": "losses",
   "evaluation.stress.noise_and_blur": "corruptions",

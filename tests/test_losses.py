@@ -249,3 +249,22 @@ def test_the_memory_of_the_ring_does_not_grow_with_the_batch(bias):
   tile, visitors = 4 * 2048 * 256, 4 * 2048 * 64
   assert ring.temp_size_in_bytes < 6 * tile + 10 * visitors
   assert gather.temp_size_in_bytes > 4 * 2048 * 16384
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_effective_rank(devices):
+  """By the eigenvalues, and where it is known: E directions alike, one, none."""
+  rng = np.random.default_rng(0)
+  uneven_BE = np.asarray(_unit(rng.normal(size=(512, 16)) * np.linspace(0.1, 2, 16) + 0.5))
+  values = np.linalg.eigvalsh(np.cov(uneven_BE, rowvar=False, bias=True))
+  signs_BE = np.concatenate([np.eye(16), -np.eye(16)])
+  line_BE = _unit(np.eye(16)[0] + np.linspace(-1, 1, 32)[:, None] * np.eye(16)[1])
+  same_BE = _unit(np.ones((32, 16)) + 1e-4 * rng.normal(size=(32, 16)))
+  mesh = sharding.make_mesh(c.Mesh(), jax.devices()[:devices])
+  rank = jax.jit(losses.effective_rank, in_shardings=sharding.batch_sharding(mesh))
+  expected = values.sum() ** 2 / (values**2).sum()
+  assert 2 < expected < 15
+  np.testing.assert_allclose(rank(jnp.float32(uneven_BE)), expected, rtol=1e-3)
+  np.testing.assert_allclose(rank(jnp.float32(signs_BE)), 16, rtol=1e-3)
+  assert 0.9 < rank(jnp.float32(line_BE)) < 1.2
+  assert rank(jnp.float32(same_BE)) < 0.01

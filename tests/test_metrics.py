@@ -94,8 +94,41 @@ def test_the_split_of_time_adds_up(tmp_path):
     pass
   split = log.finish(10)
   log.close()
-  assert split["total"] >= split["evaluation"] >= 0
-  assert metrics.read(tmp_path)[-1]["seconds/total"] == split["total"]
+  assert split["seconds/total"] >= split["seconds/evaluation"] >= 0
+  assert metrics.read(tmp_path)[-1] == {"step": 10, **split}
+
+
+def test_the_account_goes_on_over_starts(tmp_path, monkeypatch):
+  """By hand: 2 s to start, steps of 3 s; killed after step 6, goes on from step 4."""
+  clock = [100.0]
+  monkeypatch.setattr(metrics.time, "perf_counter", lambda: clock[0])
+
+  def run(log, steps):
+    for step in steps:
+      with log.time("step"):
+        clock[0] += 3.0
+      log.step(step, VALUES, wait_seconds=0.0)
+
+  clock[0] += 2.0
+  quiet = rich.console.Console(quiet=True)
+  first = metrics.Log(CONFIG, tmp_path, quiet, 0, 1, started=100.0)
+  run(first, range(1, 8))
+  first.close()
+  clock[0] += 1000.0  # until somebody starts it again
+  clock[0] += 5.0
+  with (tmp_path / "out.txt").open("w") as file:
+    console = rich.console.Console(file=file, width=200)
+    log = metrics.Log(CONFIG, tmp_path, console, 4, 1, started=clock[0] - 5.0)
+    run(log, range(5, 11))
+    found = log.finish(10)
+    log.close()
+  assert {part: s for part, s in found.items() if s} == {
+    "seconds/start": 2.0 + 5.0,
+    "seconds/step": 4 * 3.0 + 6 * 3.0,
+    "seconds/redone": 2 * 3.0,  # of steps 5 and 6; step 7 was never written
+    "seconds/total": 2.0 + 18.0 + 5.0 + 18.0,
+  }
+  assert "time: 43 s: 70% step, 16% start, 14% redone" in (tmp_path / "out.txt").read_text()
 
 
 def test_a_full_disk_names_the_file_once(tmp_path):

@@ -303,20 +303,27 @@ def test_a_vocabulary_too_large_for_the_model(config, tmp_path):
 
 def test_not_finite_for_too_long_ends_the_run(config, tmp_path, monkeypatch, drill):
   """Drill 16: the run ends, names the step to go on from, and what is saved is finite."""
-  place = train._place
+  place, seen = train._place, []
 
   def poisoned(batch, bad_records, stop, mesh):
     arrays = place(batch, bad_records, stop, mesh)
-    poisoned.seen += 1
-    if poisoned.seen > 7:
-      nan = np.full(arrays["image"].shape, np.nan, np.float32)
-      arrays["image"] = jax.device_put(nan, arrays["image"].sharding)
+    seen.append((int(batch["source"][2]), int(batch["record"][2])))
+    if len(seen) > 7:
+      pixels = np.array(arrays["image"], np.float32)
+      pixels[2, 5, 5, 0] = np.nan
+      arrays["image"] = jax.device_put(pixels, arrays["image"].sharding)
     return arrays
 
-  poisoned.seen = 0
   monkeypatch.setattr(train, "_place", poisoned)
-  with pytest.raises(train.TrainingError, match=r"10 steps in a row skipped.*step \d+ is the last"):
+  with pytest.raises(
+    train.TrainingError, match=r"10 steps in a row skipped.*is the last"
+  ) as caught:
     _run(config, tmp_path)
+  source, record = seen[16]  # of step 17, the tenth
+  where = train.open_sources(config)[source].locate(record)
+  pairs = config.data.batch_pairs
+  said = f"1 of {pairs} pairs have embeddings that are not finite, the first is {where}; step"
+  assert said in str(caught.value)
   checkpoints = checkpoint.Checkpoints(tmp_path, read_only=True)
   last = checkpoints.steps()[-1]
   checkpoints.close()

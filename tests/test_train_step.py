@@ -149,6 +149,7 @@ def test_a_step_that_is_not_finite_changes_nothing(config, drill):
       metrics = with_bad.step(_poisoned(_batch(99)))
       assert not np.isfinite(metrics["loss"])
       assert (metrics["skipped"], metrics["skipped_in_row"]) == (1, 1)
+      assert (metrics["not_finite_pairs"], metrics["first_not_finite_pair"]) == (1, 3)
     with_bad.step(_batch(seed))
     without.step(_batch(seed))
   _assert_equal(with_bad.arrays(), without.arrays())
