@@ -16,16 +16,22 @@ from clip_jax.models import vit
 from clip_jax.models.clip import CLIP, compute_dtype
 
 
-class Forward(NamedTuple):
-  """What a batch gives beside its gradient. All but the last are float32 scalars."""
+class Figures(NamedTuple):
+  """What the embeddings of a batch say beside the loss: float32 scalars."""
 
-  loss: jax.Array
   accuracy: jax.Array
   scale: jax.Array
   image_rank: jax.Array  # see `losses.effective_rank`
   text_rank: jax.Array
   not_finite_pairs: jax.Array  # of which an embedding has a NaN or an infinity
   first_not_finite_pair: jax.Array  # its row of the global batch, or -1
+
+
+class Forward(NamedTuple):
+  """What a batch gives beside its gradient."""
+
+  loss: jax.Array
+  figures: Figures
   batch_stats: Any
 
 
@@ -66,7 +72,7 @@ def loss_and_gradients(
     def loss_of(trained: Any) -> tuple[jax.Array, Forward]:
       (image_BE, text_BE), changed = encode(trained, inputs)
       loss, figures = head(image_BE, text_BE, trained)
-      return loss, Forward(loss, *figures, changed)
+      return loss, Forward(loss, figures, changed)
 
     (_, forward), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
     return forward, gradients
@@ -85,7 +91,7 @@ def loss_and_gradients(
 
   zeros = jax.tree.map(jnp.zeros_like, trained)
   gradients, _ = jax.lax.scan(add, zeros, (parts, by_embedding_parts))
-  return Forward(loss, *figures, batch_stats), {**gradients, **by_own}
+  return Forward(loss, figures, batch_stats), {**gradients, **by_own}
 
 
 def _encode(
@@ -115,15 +121,15 @@ def _loss(
   image_BE: jax.Array,
   text_BE: jax.Array,
   params: Any,
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-  """(loss, the other figures of `Forward`) from embeddings, log_scale and logit_bias."""
+) -> tuple[jax.Array, Figures]:
+  """The loss and its figures, from embeddings, log_scale and logit_bias."""
   scale, bias = jnp.exp(params["log_scale"]), params.get("logit_bias")
   loss, accuracy = losses.sharded(config.loss, mesh, image_BE, text_BE, scale, bias, tokens_BL)
-  ranks = (losses.effective_rank(x_BE) for x_BE in (image_BE, text_BE))
+  image_rank, text_rank = map(losses.effective_rank, (image_BE, text_BE))
   bad_B = ~jnp.isfinite(image_BE.sum(1) + text_BE.sum(1))
   first = jnp.where(bad_B.any(), jnp.argmax(bad_B), -1)
-  found = (bad_B.sum().astype(jnp.float32), first.astype(jnp.float32))
-  return loss, (accuracy, scale, *ranks, *found)
+  bad, first = (x.astype(jnp.float32) for x in (bad_B.sum(), first))
+  return loss, Figures(accuracy, scale, image_rank, text_rank, bad, first)
 
 
 def _choose(rng: jax.Array, rows: int, kept: int, patches: int) -> jax.Array:

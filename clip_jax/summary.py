@@ -104,7 +104,7 @@ def finish(
   config = model.config
   results = tasks.run(model, config, tasks.ready(config))
   lines = metrics.read(workdir)
-  facts = {
+  facts: dict[str, Any] = {
     "name": config.name,
     "step": model.step,
     "pairs": model.step * config.data.batch_pairs,

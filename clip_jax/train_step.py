@@ -97,8 +97,9 @@ def train_step(
   # by updates, so that a skipped step leaves no trace
   rounding_rng = jax.random.fold_in(jax.random.fold_in(seed, _ROUNDING), updates)
   wide = rounding.widened(state.params)
-  forward, gradients = loss_and_gradients(config, mesh, wide, state.batch_stats, batch, rng)
-  loss, batch_stats = forward.loss, forward.batch_stats
+  (loss, figures, batch_stats), gradients = loss_and_gradients(
+    config, mesh, wide, state.batch_stats, batch, rng
+  )
   squares_T = jnp.stack([jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gradients)])
   gradient_norm = jnp.sqrt(squares_T.sum())
   params, opt_state = optimizer.apply(
@@ -112,18 +113,18 @@ def train_step(
   )
   metrics = {
     "loss": loss,
-    "accuracy": forward.accuracy,
-    "logit_scale": forward.scale,
-    "image_rank": forward.image_rank,
-    "text_rank": forward.text_rank,
+    "accuracy": figures.accuracy,
+    "logit_scale": figures.scale,
+    "image_rank": figures.image_rank,
+    "text_rank": figures.text_rank,
     "gradient_norm": gradient_norm,
     "gradient_norm_sigma": spike_sigma,
     "learning_rate": optimizer.schedule(config.optimizer, config.steps)(updates),
     "skipped": guard.skipped,
     "skipped_in_row": guard.skipped_in_row,
     "bad_by_cause": jnp.bincount(batch["bad"], length=len(records.CAUSES)),
-    "not_finite_pairs": forward.not_finite_pairs,
-    "first_not_finite_pair": forward.first_not_finite_pair,
+    "not_finite_pairs": figures.not_finite_pairs,
+    "first_not_finite_pair": figures.first_not_finite_pair,
     "first_not_finite_tensor": _first(~jnp.isfinite(squares_T)),
     "stop": batch["stop"].sum(),
   }
