@@ -14,6 +14,13 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file():
+  """Compiled programs of a file are let go after it: all of them together take gigabytes."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture
 def drill(record_property):
   """Gives figures of a row of docs/reliability.md to tools/drills, as numbers by name.

@@ -284,7 +284,7 @@ def test_a_batch_of_32768_in_microbatches_has_the_gradient_of_one_pass():
   parts, got = _loss_and_gradients(dataclasses.replace(config, microbatches=8), optimised)
   assert whole.loss > 10
   np.testing.assert_allclose(parts.loss, whole.loss, rtol=1e-6)
-  np.testing.assert_allclose(parts.accuracy, whole.accuracy)
+  np.testing.assert_allclose(parts.figures.accuracy, whole.figures.accuracy)
   _assert_near(got, expected, 1e-5)
 
 

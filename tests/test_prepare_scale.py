@@ -173,7 +173,8 @@ def test_the_same_bytes_whoever_is_killed(prepared):
   assert second.stderr.splitlines()[-1] == "error: terminated; the same command goes on from here"
   log = root / "write SIGTERM.log"
   assert "3" in _work(log, "look")
-  assert "0" not in _work(log, "look")  # it was looked at before the kill
+  # of the files before 3, one worker had done two at least when it came to 3 and was killed
+  assert len({"0", "1", "2"} & _work(log, "look")) <= 1
   assert not (root / "killed" / "manifest.json").exists()
   third = _killed(root, 2, "write", "2/001", "self", "SIGKILL")
   assert third.returncode == 0, third.stderr

@@ -20,7 +20,7 @@ needs_libtpu = pytest.mark.skipif(
 
 def _compiled(f, *shapes):
   arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-  return jax.jit(f).lower(*arrays).compile()
+  return jax.jit(f).lower(*arrays).compile({"xla_cpu_use_fusion_emitters": True})  # XLA's default
 
 
 def _flops(f, *shapes):
