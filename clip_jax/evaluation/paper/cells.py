@@ -106,7 +106,11 @@ def _scored(
   given: Task, copy: datasets.Copy, found: features.Features, scores_NC: np.ndarray
 ) -> _Scored:
   """By the data set's metric; over the classes of a shift where it has fewer than ImageNet."""
-  indices = given.unit.dataset.imagenet_indices
+  indices, within = given.unit.dataset.imagenet_indices, given.unit.within
+  if within:
+    members, labels = [[k] for k in within.imagenet_indices], _split(copy, found).labels
+    share, n = shift_accuracy.restricted_accuracy(scores_NC, labels, members)
+    return share, n, found.left_out
   if indices and len(indices) < scores_NC.shape[1]:
     scores_NC = shift_accuracy.restrict(scores_NC, [[k] for k in indices])
   share = scores.score(given.unit.dataset.metric, scores_NC, _split(copy, found).labels)

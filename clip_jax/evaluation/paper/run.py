@@ -175,7 +175,8 @@ class _Run:
     self, unit: paper_units.Unit, weights: paper_cells.Weights, bar: paper_progress.Bar
   ) -> None:
     """One unit of work, unless it is done."""
-    name = f"Table {unit.table}, {unit.row(weights.name, self.settings)}, {unit.dataset.key}"
+    title = published.table(unit.table).title
+    name = f"{title}, {unit.row(weights.name, self.settings)}, {unit.column}"
     try:
       task = self._task(unit)
       if task is None or self._is_done(task, weights):
