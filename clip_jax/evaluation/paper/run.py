@@ -184,6 +184,10 @@ class _Run:
         return
       began = time.monotonic()
       found = paper_cells.measure(task, weights, self.settings, bar.part)
+    except datasets.NotAvailable as error:  # of no image here is there anything to measure
+      self.miss(unit, str(error))
+      bar.done(name, "not available")
+      return
     except _OF_A_CELL as error:
       if jax.process_count() > 1:  # the others may be waiting for this one
         raise
