@@ -159,8 +159,9 @@ def _add_paper(
   paper.add_argument(
     "--standard-models",
     metavar="FILE",
-    help="for figure13: a CSV of ImageNet models (columns model, kind, ImageNet, ImageNetV2, ...; "
-    "kind standard), whose line is what effective robustness is above",
+    help="for figure13: a CSV of ImageNet models (columns model, kind, ImageNet, ImageNetV2, ..., "
+    "'ImageNet on ImageNet-A classes', ...; kind standard), above whose line effective robustness "
+    "is counted",
   )
   paper.add_argument(
     "--datasets", nargs="+", default=[], metavar="KEY", help="these only, as Food101"

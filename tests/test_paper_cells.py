@@ -146,6 +146,21 @@ def test_one_probe_on_imagenet_serves_all_its_shifts(world, tmp_path, monkeypatc
   assert measure(world, tmp_path, "16", "ImageNet", True)[1].values[0].percent == 75.0
   assert measure(world, tmp_path, "16", "ImageNet-A", True)[1].values[0].percent == 100.0
   assert fits == [1000]
+  for key in ("ImageNet-A", "ImageNet-R"):
+    within = datasets.named(key)
+    asked = paper_units.Unit("figure13", dataset, True, within)
+    task = paper_units.task(asked, settings(tmp_path), paper_units.opener(settings(tmp_path)))
+    if key == "ImageNet-A":  # of whose classes the images of ImageNet are not
+      with pytest.raises(
+        datasets.NotAvailable, match="of the 4 images measured none is of a class"
+      ):
+        paper_cells.measure(task, world.weights(), settings(tmp_path), lambda *_: None)
+    else:  # two, and the one taken for another class; none of class 0
+      (value,) = paper_cells.measure(
+        task, world.weights(), settings(tmp_path), lambda *_: None
+      ).values
+      assert (value.percent, value.n) == (100.0, 3)
+  assert fits == [1000]
   with pytest.raises(datasets.NotAvailable, match="ObjectNet: which of ImageNet's classes"):
     measure(world, tmp_path, "16", "ObjectNet", True)
 
@@ -248,6 +263,9 @@ def test_units_of_the_tables():
   counts = {table: len(paper_units.units(table)) for table in paper_units.TABLES}
   assert counts == {"10": 27, "11": 27, "13": 2, "16": 16}
   assert {unit.column for unit in paper_units.units("13")} == {"MSCOCO", "Flickr30k"}
+  bases = [(unit.probed, unit.column) for unit in paper_units.bases()]
+  columns = ("ImageNet on ImageNet-A classes", "ImageNet on ImageNet-R classes")
+  assert bases == [(probed, column) for probed in (False, True) for column in columns]
 
 
 def test_a_data_set_by_its_key_or_as_a_table_calls_it():

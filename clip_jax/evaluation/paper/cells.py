@@ -46,7 +46,8 @@ def measure(given: Task, weights: Weights, settings: Settings, progress: Progres
   """Measures the figures of a unit; of several folds their mean.
 
   Every process must call it alike. Raises: EvaluationError naming the record that is bad, or whose
-    label is no class; PromptError, ProbeError, LogisticError, ShiftError; OSError.
+    label is no class; NotAvailable where no image is of a shift's classes; PromptError, ProbeError,
+    LogisticError, ShiftError; OSError.
   """
   if given.unit.table == "13":
     return _retrieval(given, weights, settings, progress)
@@ -106,11 +107,28 @@ def _scored(
   given: Task, copy: datasets.Copy, found: features.Features, scores_NC: np.ndarray
 ) -> _Scored:
   """By the data set's metric; over the classes of a shift where it has fewer than ImageNet."""
-  indices = given.unit.dataset.imagenet_indices
+  indices, within = given.unit.dataset.imagenet_indices, given.unit.within
+  if within:
+    return _scored_within(within, copy, found, scores_NC)
   if indices and len(indices) < scores_NC.shape[1]:
     scores_NC = shift_accuracy.restrict(scores_NC, [[k] for k in indices])
   share = scores.score(given.unit.dataset.metric, scores_NC, _split(copy, found).labels)
   return share, len(scores_NC), found.left_out
+
+
+def _scored_within(
+  within: datasets.Dataset, copy: datasets.Copy, found: features.Features, scores_NC: np.ndarray
+) -> _Scored:
+  """On ImageNet's images of the classes of a shift. Raises: NotAvailable where there are none."""
+  labels = _split(copy, found).labels
+  if not np.isin(labels, within.imagenet_indices).any():
+    raise datasets.NotAvailable(
+      f"{copy.dataset.key} {copy.split}: of the {len(labels)} images measured none is of a class "
+      f"of {within.key}; measure more (--limit), or all"
+    )
+  members = [[k] for k in within.imagenet_indices]
+  share, n = shift_accuracy.restricted_accuracy(scores_NC, labels, members)
+  return share, n, found.left_out
 
 
 def _retrieval(given: Task, weights: Weights, settings: Settings, progress: Progress) -> Found:

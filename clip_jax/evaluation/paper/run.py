@@ -175,7 +175,8 @@ class _Run:
     self, unit: paper_units.Unit, weights: paper_cells.Weights, bar: paper_progress.Bar
   ) -> None:
     """One unit of work, unless it is done."""
-    name = f"Table {unit.table}, {unit.row(weights.name, self.settings)}, {unit.dataset.key}"
+    title = published.table(unit.table).title
+    name = f"{title}, {unit.row(weights.name, self.settings)}, {unit.column}"
     try:
       task = self._task(unit)
       if task is None or self._is_done(task, weights):
@@ -183,6 +184,10 @@ class _Run:
         return
       began = time.monotonic()
       found = paper_cells.measure(task, weights, self.settings, bar.part)
+    except datasets.NotAvailable as error:  # of no image here is there anything to measure
+      self.miss(unit, str(error))
+      bar.done(name, "not available")
+      return
     except _OF_A_CELL as error:
       if jax.process_count() > 1:  # the others may be waiting for this one
         raise

@@ -15,6 +15,7 @@ import jax
 
 from clip_jax.data import contents, labels
 from clip_jax.evaluation import datasets, opening, prompts
+from clip_jax.evaluation.shifts import robustness
 
 TABLES = ("10", "11", "13", "16")
 CAPTIONS = 5  # of an image, in retrieval
@@ -43,15 +44,21 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-  """One unit of work: a model on a data set, zero-shot or by a linear probe."""
+  """One unit of work: a model on a data set, zero-shot or by a linear probe.
+
+  `within`: a data set of fewer of ImageNet's classes, to measure on these alone.
+  """
 
   table: str
   dataset: datasets.Dataset
   probed: bool
+  within: datasets.Dataset | None = None
 
   @property
   def column(self) -> str:
     """What the table calls the data set."""
+    if self.within:
+      return robustness.restricted(self.within.key)
     return self.dataset.key.removesuffix(" captions")
 
   @property
@@ -72,7 +79,7 @@ class Unit:
     elif self.dataset.prompts and self.dataset.key in settings.prompt_sets:
       odd.append("own prompts")
     row = f"{name} [{', '.join(odd)}]" if odd else name
-    if self.table == "16":
+    if self.table in ("16", "figure13"):
       return f"{'Linear Probe' if self.probed else 'Zero-Shot'} CLIP ({row})"
     return row
 
@@ -117,6 +124,17 @@ def units(table: str) -> tuple[Unit, ...]:
     found.insert(0, datasets.named("ImageNet"))
   ways = {"10": (True,), "16": (False, True)}.get(table, (False,))
   return tuple(Unit(table, dataset, probed) for probed in ways for dataset in found)
+
+
+def bases() -> tuple[Unit, ...]:
+  """ImageNet on the classes of each shift that has fewer and of which they are known: Figure 13's.
+
+  Scores are of features that Table 16 has, so these cost no image.
+  """
+  imagenet = datasets.named("ImageNet")
+  shifts = [d for d in datasets.all_datasets() if d.group == "shift"]
+  fewer = [d for d in shifts if 0 < len(d.imagenet_indices) < imagenet.classes]
+  return tuple(Unit("figure13", imagenet, probed, d) for probed in (False, True) for d in fewer)
 
 
 def dataset_of(word: str) -> datasets.Dataset:
