@@ -171,12 +171,12 @@ def test_what_nobody_else_measured_has_a_bound_of_our_own(table, dataset, printe
 
 
 def test_every_known_difference_of_a_share_is_bounded():
-  """Nothing that is 30 points off is excused, and nothing at all on the other side of others'."""
+  """The widest is KITTI's, of which open_clip measures 25 points less with RN50, and MNIST's 26."""
   for table in ("1", "10", "11", "12", "14", "15", "16", "figure5", "figure13"):
     for c in published.cells(table):
       for by in (-30.0, 30.0):
         value = float(c.value) + by
-        found = verdict(measured(c.table, c.model, c.dataset, c.metric, round(value, 2), n=1))
+        found = verdict(measured(c.table, c.model, c.dataset, c.metric, round(value, 2), n=10_000))
         assert found.kind == "off", (c, found.verdict)
 
 
