@@ -206,7 +206,7 @@ def test_every_known_difference_of_a_share_is_bounded():
     (("figure9", "RN50", "", "GFLOPs an image"), 5.793, "known to differ", "5.8", "-0.3"),
     (("figure2", "contrastive", "", EFFICIENCY), 0.214, "known to differ", "0.21", "-4"),
     (("figure2", "contrastive", "", EFFICIENCY), 29.9, "known to differ", "30", "+26"),
-    (("figure2", "contrastive", "", EFFICIENCY), 4.0, "known to differ", "4.0", "0"),
+    (("figure2", "contrastive", "", EFFICIENCY), 4.0, "known to differ", "4", "0"),
   ],
 )
 def test_verdicts_of_other_tables(names, value, kind, shown, difference):
@@ -242,13 +242,13 @@ def test_another_copy_is_excused_by_as_much_as_it_is_known_to_differ(size, kind)
 
 
 def test_what_is_known_of_a_cell_is_known_of_what_is_made_of_it():
-  """MNIST of Table 11 in Table 14 and Figure 5: with ViT-L/14@336px others measure 9.14 less."""
+  """MNIST of Table 11 in Table 14 and Figure 5: with ViT-L/14@336px others measure 9.59 less."""
   for names, printed, tolerance in (
     (("14", "CLIP zero-shot", "MNIST"), 88.4, 0.64),  # two standard errors of 10,000
     (("figure5", "zero-shot minus linear probe", "MNIST"), -10.0, 1.0),
   ):
     metric = "accuracy" if names[0] == "14" else "difference"
-    low, high = printed - 9.14 - tolerance, printed + tolerance
+    low, high = printed - 9.59 - tolerance, printed + tolerance
     assert_explained(names, round(low, 2), round(high, 2), metric=metric)
   linear = ("14", "CLIP linear", "MNIST", "accuracy")
   assert verdict(measured(*linear, 90.0)).kind == "off"
