@@ -16,6 +16,7 @@ from clip_jax.evaluation.paper import tables as paper_tables
 
 _LATEX_MARKS: Mapping[verdicts.Kind, str] = {
   "reproduced": r"$\surd$",
+  "as configured": "$=$",
   "off": r"$\times$",
   "known to differ": r"$\diamond$",
   "not available": "--",
