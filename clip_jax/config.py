@@ -168,7 +168,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  every_steps: int = 1000
+  every_steps: int = 1000  # besides the steps that are evaluated, which are saved first
   keep: int = 3
 
 

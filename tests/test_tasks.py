@@ -151,5 +151,7 @@ def test_images_of_several_classes_count_for_each(tmp_path):
   # are right, 6 points of precision 1 up to recall 0.5, and 5 of 2/3.
   assert found.metrics() == {"11_point_map": pytest.approx((1 + (6 + 5 * 2 / 3) / 11) / 2), "n": 3}
   wrong = labelled(["cat", labels.join(["cat", "cow"])])
-  with pytest.raises(encoding.EvaluationError, match=r"shard-7, record 1: .*'cow' is none of the 2"):
+  with pytest.raises(
+    encoding.EvaluationError, match=r"shard-7, record 1: .*'cow' is none of the 2"
+  ):
     zero_shot.evaluate_several(model, wrong, ("cat", "dog"), np.eye(2), "11-point mAP", 2)
