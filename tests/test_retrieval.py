@@ -78,7 +78,8 @@ def test_a_collapsed_model_finds_what_chance_does():
   model = KnownModel([same] * 20, {f"t{i}": same for i in range(20)}, BATCH)
   result = retrieval.evaluate(model, captioned([[f"t{i}"] for i in range(20)]), BATCH)
   for found in (result.text_to_image, result.image_to_text):
-    assert found.recall == found.chance == {1: 1 / 20, 5: 5 / 20, 10: 10 / 20}
+    assert found.recall == {1: 1 / 20, 5: 5 / 20, 10: 10 / 20}
+    assert found.chance == pytest.approx(found.recall)
     assert found.median_rank == 10.5
 
 
@@ -218,7 +219,7 @@ def test_ranks_are_those_of_float64_at_a_models_width():
   got, wanted = retrieval.ranks(query_QE, item_NE, own_Q2), oracle(query_QE, item_NE, own_Q2)
   assert 50 < np.sum(wanted <= 10) < 150
   np.testing.assert_array_equal(got[wanted <= 10], wanted[wanted <= 10])
-  assert np.abs(got - wanted).max() <= 1  # deep in the crowd others are nearer than a tie
+  assert np.abs(got - wanted).max() <= 2  # in the crowd an item, here twice, is nearer than a tie
   assert np.mean(got == wanted) > 0.9
 
 
