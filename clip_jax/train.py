@@ -77,6 +77,8 @@ def train(
     stack.callback(log.close)
     step_fn = train_step.make_train_step(config, mesh)
 
+    if _evaluation_due(config, start) and not _evaluated(workdir, start):
+      _evaluate(config, state, tokenizer, evaluated, log)
     previous: dict[str, jax.Array] | None = None
     stopping = False
     while done < config.steps and not stopping:
@@ -88,18 +90,19 @@ def train(
         stopping = _read(config, previous, done - 1, bad_records, checkpoints, log, stream)
       previous = current
       checkpoints.poll()
-      evaluate_now = config.evaluation.every_steps and done % config.evaluation.every_steps == 0
-      if evaluate_now and done < config.steps:
-        with log.time("evaluation"):
-          model = inference.Clip(config, state.params, tokenizer, batch_stats=state.batch_stats)
-          results = tasks.run(model, config, evaluated)
-          del model  # on a CPU it holds what the next step replaces
-        log.write(done, tasks.figures(results))
-      if done % config.checkpoint.every_steps == 0 or done == config.steps or stopping:
+      due = _evaluation_due(config, done)
+      if due:  # what a step was like, its checkpoint, its evaluation: in this order, if it fails
+        stopping = _read(config, current, done, bad_records, checkpoints, log, stream) or stopping
+        previous = None
+      if due or done % config.checkpoint.every_steps == 0 or done == config.steps or stopping:
         rest = {"step": state.step, "opt_state": state.opt_state, "guard": state.guard}
         with log.time("checkpoint"):
           facts = {**page, **bad_records.counts()}
           checkpoints.save(done, state.params, rest, facts, state.batch_stats)
+      if due and not stopping:
+        with log.time("checkpoint"):
+          checkpoints.wait()
+        _evaluate(config, state, tokenizer, evaluated, log)
     if previous is not None:
       _read(config, previous, done, bad_records, checkpoints, log, stream)
     with log.time("checkpoint"):
@@ -110,6 +113,33 @@ def train(
   if done < config.steps:
     console.print(f"stopped at step {done} and saved in {workdir}; the same command continues")
   return done == config.steps
+
+
+def _evaluation_due(config: config_lib.Config, done: int) -> bool:
+  """Whether to evaluate after `done` steps; after the last of all `summary.finish` does."""
+  every = config.evaluation.every_steps
+  return 0 < done < config.steps and every > 0 and done % every == 0
+
+
+def _evaluated(workdir: pathlib.Path, step: int) -> bool:
+  """Whether the figures of that step are written, as the first process sees it."""
+  lines = metrics.read(workdir)
+  found = any(line["step"] == step and any("eval/" in k for k in line) for line in lines)
+  return bool(hosts.from_first(b"yes" if found else b""))
+
+
+def _evaluate(
+  config: config_lib.Config,
+  state: train_step.TrainState,
+  tokenizer: tokenizer_lib.Tokenizer,
+  evaluated: Sequence[tasks.Ready],
+  log: metrics.Log,
+) -> None:
+  """Evaluates the weights of a step on all tasks, and logs the figures."""
+  with log.time("evaluation"):
+    model = inference.Clip(config, state.params, tokenizer, batch_stats=state.batch_stats)
+    results = tasks.run(model, config, evaluated)
+  log.write(int(state.step), tasks.figures(results))
 
 
 @contextlib.contextmanager

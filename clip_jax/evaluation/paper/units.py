@@ -201,7 +201,7 @@ def task(unit: Unit, settings: Settings, copy_of: Opener) -> Task:
   if unit.probed:
     how = _hash(["linear probe/1", settings.features])
   elif unit.table == "13":
-    how = _hash(["retrieval/1", settings.caption_prefix, CAPTIONS])
+    how = _hash(["retrieval/2", settings.caption_prefix, CAPTIONS])
   else:
     assert prompt_set is not None
     how = prompt_set.fingerprint
