@@ -58,6 +58,7 @@ def _paper_here(options: argparse.Namespace) -> int:
     batch=options.batch,
     limit=options.limit,
     skip_unreadable=options.corrupt_images == "skip",
+    remeasure=options.remeasure,
     features=options.features,
     caption_prefix=options.caption_prefix,
     prompt_sets=paper_units.read_prompts(options.prompts),
@@ -80,10 +81,13 @@ def _paper_here(options: argparse.Namespace) -> int:
     "tables": {grid.table.key: dict(grid.counts) for grid in found.grids},
     "not_available": dict(found.unavailable),
     "failures": list(found.failures),
+    "other_code": found.other_code,
   }
   if first:
     show(options, table, facts)
   lines = [f"page: {output / 'paper.html'}"]
+  if found.other_code:
+    lines.append(f"note: {found.other_code}")
   if found.unavailable:
     names = ", ".join(found.unavailable)
     lines.append(f"not available: {names}; how to get them: {output / 'paper.md'}")
