@@ -33,10 +33,16 @@ def paper(options: argparse.Namespace, _: Sequence[str]) -> int:
     options.coordinator, options.processes, options.process, heartbeat_seconds=options.heartbeat
   )
   with hosts.watched(options.heartbeat):
-    return _paper_here(options)
+    failures = _paper_here(options)
+  if failures:  # told when all have come to their end: it ends no other process
+    raise UsageError(
+      f"{len(failures)} of the cells could not be measured; the first: {failures[0]}"
+    )
+  return 0
 
 
-def _paper_here(options: argparse.Namespace) -> int:
+def _paper_here(options: argparse.Namespace) -> tuple[str, ...]:
+  """Returns: the cells that could not be measured, and why."""
   import jax
 
   from clip_jax.evaluation.paper import efficiency
@@ -93,7 +99,4 @@ def _paper_here(options: argparse.Namespace) -> int:
     lines.append(f"not available: {names}; how to get them: {output / 'paper.md'}")
   for line in lines:  # paths in them, which must not be broken at the terminal's width
     console.print(line, soft_wrap=True, markup=False, highlight=False)
-  if found.failures:
-    count = len(found.failures)
-    raise UsageError(f"{count} of the cells could not be measured; the first: {found.failures[0]}")
-  return 0
+  return found.failures
