@@ -68,7 +68,8 @@ def agreed(step: Callable[[], _T]) -> _T:
   """
   if jax.process_count() == 1:
     return step()
-  out, own = None, None
+  out: _T | None = None
+  own: ValueError | None = None
   try:
     out = step()
   except ValueError as error:

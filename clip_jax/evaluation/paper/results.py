@@ -150,7 +150,8 @@ def _places(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _fits(values: Mapping[str, Any]) -> tuple[Fitted, ...]:
   """Raises: ResultsError for what is no list of fits."""
-  found, out = values.get("fits", []), []
+  found: Any = values.get("fits", [])
+  out: list[Fitted] = []
   for fit in found if isinstance(found, list) else [None]:
     own = fit if isinstance(fit, dict) else {}
     lambda_, iterations, converged = (own.get(shown) for shown in _SHOWN.values())

@@ -238,7 +238,7 @@ class _Run:
       {(unit.table, row, unit.column, metric) for metric in unit.metrics}
       for row in unit.rows(weights.name, self.settings)
     ]
-    latest = {m.key: m for m in self._measured if m.key in set().union(*rows)}
+    latest = {m.key: m for m in self._measured if any(m.key in keys for keys in rows)}
     same = {key for key, m in latest.items() if (m.data, m.prompts) == now}
     there = not self.settings.remeasure and any(keys <= same for keys in rows)
     done = hosts.from_first(b"1" if there else b"0") == b"1"

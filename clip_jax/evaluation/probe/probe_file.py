@@ -10,6 +10,7 @@ import pathlib
 import warnings
 import zipfile
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -76,7 +77,7 @@ def _parsed(data: bytes, classes: int) -> Probe | None:
 
 def _save(path: pathlib.Path, probe: Probe) -> None:
   fit, buffer = probe.fit, io.BytesIO()
-  own = {"lambda": probe.lambda_, "left_out": json.dumps(probe.left_out)}
+  own: dict[str, Any] = {"lambda": probe.lambda_, "left_out": json.dumps(probe.left_out)}
   np.savez(
     buffer,
     **own,
