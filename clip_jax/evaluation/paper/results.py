@@ -154,7 +154,8 @@ def _fits(values: Mapping[str, Any]) -> tuple[Fitted, ...]:
   out: list[Fitted] = []
   for fit in found if isinstance(found, list) else [None]:
     own = fit if isinstance(fit, dict) else {}
-    lambda_, iterations, converged = (own.get(shown) for shown in _SHOWN.values())
+    given: list[Any] = [own.get(shown) for shown in _SHOWN.values()]
+    lambda_, iterations, converged = given
     numbers = type(lambda_) in _NUMBER and math.isfinite(lambda_) and type(iterations) is int
     if set(own) != set(_SHOWN.values()) or not numbers or not isinstance(converged, bool):
       raise ResultsError(f"fits is {found!r}: want a list of {', '.join(_SHOWN.values())}")
