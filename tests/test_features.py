@@ -358,8 +358,9 @@ TWO = """
     try:
       encoding.encode_texts(model, ["a", "b", "c"], 3)
       raise AssertionError("not told")
-    except encoding.EvaluationError as error:
+    except ValueError as error:
       assert "invalid literal" in str(error), error
+      assert isinstance(error, encoding.EvaluationError) == bool(host)
   print("done", own.exists())
 """
 

@@ -63,8 +63,9 @@ def count(source: records.RecordSource, batch: int, limit: int) -> int:
 def agreed(step: Callable[[], _T]) -> _T:
   """What `step` gives: work of each process by itself, before all go on into a collective.
 
-  Every process must call it. Where it raises a ValueError in one of several, all raise an
-  EvaluationError in the words of the first of them: none is left waiting for one that went away.
+  Every process must call it. Where it raises a ValueError in one of several, so do all, in the
+  words of the first of them: none is left waiting for one that went away. Those that met no such
+  error themselves raise an EvaluationError.
   """
   if jax.process_count() == 1:
     return step()
@@ -74,7 +75,10 @@ def agreed(step: Callable[[], _T]) -> _T:
     out = step()
   except ValueError as error:
     own = error
-  said = hosts.first_said("" if own is None else str(own) or type(own).__name__)
+  mine = "" if own is None else str(own) or type(own).__name__
+  said = hosts.first_said(mine)
+  if own is not None and mine == said:
+    raise own
   if said:
     raise EvaluationError(said) from own
   return cast(_T, out)
