@@ -177,7 +177,14 @@ def _add_paper(
     "--corrupt-images",
     choices=("error", "skip"),
     default="error",
-    help="what to do with an image that cannot be decoded (default: error, naming it)",
+    help="what to do with an image that cannot be decoded (default: error, naming it); a figure "
+    "that does without one gets a row of its own",
+  )
+  paper.add_argument(
+    "--remeasure",
+    action="store_true",
+    help="measure the cells asked for again, without features and probes that another version of "
+    "the code kept",
   )
   paper.add_argument(
     "--features",

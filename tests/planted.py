@@ -15,6 +15,7 @@ import trees
 from known_model import SIDE, picture, unit
 from PIL import Image
 
+from clip_jax.data import bytepairs
 from clip_jax.data import images as images_lib
 from clip_jax.evaluation import datasets, prompts
 from clip_jax.evaluation.paper import cells as paper_cells
@@ -51,6 +52,7 @@ class Model:
 
   def __init__(self):
     self.rows, self.features, self.texts, self.images_seen = {}, {}, {}, 0
+    self.too_long = set()  # texts
 
   def fit(self, image):
     return images_lib.fit(images_lib.as_image(image), SIDE)
@@ -64,6 +66,12 @@ class Model:
 
   def image_features(self, images):
     return np.array([self.features[n] for n in self._numbers(images)], np.float32)
+
+  def tokens(self, texts, truncate=False):
+    for text in () if truncate else texts:
+      if text in self.too_long:
+        raise bytepairs.TokenizerError(f"text {text!r} is too long")
+    return texts
 
   def encode_text(self, texts, truncate=False):
     del truncate

@@ -124,6 +124,7 @@ LAYERS = (
   ),
   (
     "evaluation.pages",
+    "evaluation.paper.notes",
     "evaluation.paper.views",
     "evaluation.probe.data",
     "evaluation.tasks",
@@ -281,6 +282,7 @@ TESTED_WITH = {
   "evaluation.probe.drawing": "probe_writers",
   "evaluation.probe.data": "probing",
   "evaluation.paper.units": "paper_cells",
+  "evaluation.paper.notes": "paper_run",
   "evaluation.paper.progress": "paper_run",
   "evaluation.markdown": "stress_writers",
   "evaluation.stress.cells": "stress_writers",

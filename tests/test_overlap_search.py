@@ -79,6 +79,9 @@ class Thumbnails:
     grey[:, 0] += 1e-3  # a flat image has a direction too
     return unit(grey)
 
+  def tokens(self, texts, truncate=False):
+    raise NotImplementedError
+
   def encode_text(self, texts, truncate=False):
     raise NotImplementedError
 

@@ -1,6 +1,7 @@
 """`clip-jax paper` from its command line to its files, with models whose answers are planted."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -19,7 +20,7 @@ from test_inference import workdir  # noqa: F401, a fixture
 
 import clip_jax
 from clip_jax import cli
-from clip_jax.evaluation import datasets, scores
+from clip_jax.evaluation import datasets, prompts, scores
 from clip_jax.evaluation.paper import models as paper_models
 from clip_jax.evaluation.paper import progress as paper_progress
 from clip_jax.evaluation.paper import published
@@ -350,17 +351,94 @@ def test_a_corrupt_image_is_named_or_left_out(command):
   spoil(command, "MNIST", "s1.png", b"no image")
   err = fails(command)
   assert "2.tar sample s1: image cannot be decoded" in err
-  code, _, _ = command.main(
-    "--tables", "11", "--datasets", "MNIST", "CIFAR10", "--corrupt-images", "skip"
-  )
-  assert code == 0
-  measured = {m.dataset: m for m in command.results()}
-  assert (measured["MNIST"].value, measured["MNIST"].n) == (75.0, 4)
-  page = (command.output / "paper.md").read_text()
-  assert "MNIST: left out, its image cannot be decoded: " in page
-  assert "2.tar sample s1" in page
+  words = ("--tables", "11", "--datasets", "MNIST", "CIFAR10", "--corrupt-images", "skip")
+  for measured_now in (2, 0):  # the second time all is there already
+    code, out, _ = command.main(*words, "--json", models=["RN50=weights"])
+    assert (code, json.loads(out)["measured_now"]) == (0, measured_now)
+    for name in ("paper.md", "paper.html"):
+      page = (command.output / name).read_text()
+      assert page.count("MNIST: left out, its image cannot be decoded: ") == 1
+      assert "2.tar sample s1" in page
+    cells = command.cells()
+    left = cells["RN50 [corrupt images left out]", "MNIST"]
+    assert (left["measured"], left["n"], left["verdict"]) == ("75.0", "4", "not published")
+    assert cells["RN50", "MNIST"]["measured"] == ""
+    assert cells["RN50", "CIFAR10"]["verdict"] == "reproduced"  # 75.6: none is left out
+  kept = {m.dataset: m.left_out for m in command.results() if m.model.startswith("RN50")}
+  assert kept["CIFAR10"] == ()
+  assert [where.rpartition("/")[2] for where in kept["MNIST"]] == ["2.tar sample s1"]
   fails_again, _, _ = command.main("--tables", "11", "--datasets", "MNIST")
   assert fails_again == 2
+  place = command.data / "wds_mnist" / "test"
+  trees.write(place / "nshards.txt", "2")  # mended: the row without it is of other data
+  assert command.main(*words, models=["RN50=weights"])[0] == 0
+  assert command.cells()["RN50", "MNIST"]["measured"] == "75.0"
+  assert ("RN50 [corrupt images left out]", "MNIST") not in command.cells()
+  assert "its image cannot be decoded" not in (command.output / "paper.md").read_text()
+
+
+def test_figures_of_other_code_are_told_and_measured_again_if_wished(command, monkeypatch):
+  for key in ("CIFAR10", "MNIST"):
+    command.world.test(key)
+  words = ("--tables", "11", "--datasets", "MNIST", "CIFAR10")
+  version = ["v1"]
+  monkeypatch.setattr(paper_run.code_version, "current", lambda: version[0])
+  code, out, _ = command.main(*words[:3], "CIFAR10")
+  assert code == 0
+  assert "note:" not in out
+  version[0] = "v2"
+  said = "1 of 2 figures was measured by other versions of the code than this one, v2: v1 (1)"
+  for _ in range(2):
+    code, out, _ = command.main(*words)
+    assert code == 0
+    assert f"note: {said}; --remeasure measures what is asked for again\n" in out
+    for name in ("paper.md", "paper.html"):
+      assert said in (command.output / name).read_text()
+  assert [(m.dataset, m.code) for m in command.results()] == [("CIFAR10", "v1"), ("MNIST", "v2")]
+  command.world.model.images_seen = 0
+  code, out, _ = command.main(*words, "--remeasure", "--json")
+  assert (code, json.loads(out)["measured_now"], json.loads(out)["other_code"]) == (0, 2, "")
+  assert command.world.model.images_seen > 0  # not what v1 kept of them
+  assert [(m.dataset, m.code, m.value) for m in command.results()[2:]] == [
+    ("CIFAR10", "v2", 75.0), ("MNIST", "v2", 75.0)
+  ]  # fmt: skip
+  assert "other versions" not in (command.output / "paper.md").read_text()
+  assert json.loads(command.main(*words, "--json")[1])["measured_now"] == 0
+
+
+def test_what_a_probe_knows_of_itself_is_kept_and_told(command, monkeypatch):
+  learn, fits = linear_probe.learn, []
+
+  def odd(train, classes, *more):
+    found = learn(train, classes, *more)
+    fits.append(found.fit.iterations)
+    if classes == 10:
+      return found
+    fit = dataclasses.replace(found.fit, converged=False)
+    return dataclasses.replace(found, fit=fit, lambda_=1e6)
+
+  monkeypatch.setattr(linear_probe, "learn", odd)
+  for key in ("MNIST", "HatefulMemes"):
+    command.world.probe(key)
+  words = ("--tables", "10", "--datasets", "MNIST", "HatefulMemes")
+  assert command.main(*words)[0] == 0
+  lines = map(json.loads, (command.output / "results.jsonl").read_text().splitlines())
+  made = {line["dataset"]: line["fits"] for line in lines}
+  assert made["HatefulMemes"] == [{"lambda": 1e6, "iterations": fits[1], "converged": False}]
+  assert [(fit["iterations"], fit["converged"]) for fit in made["MNIST"]] == [(fits[0], True)]
+  for _ in range(2):
+    table = (command.output / "paper.md").read_text().split("## Table 10: ")[1]
+    below = table.rpartition("|\n")[2]
+    for said in (
+      "planted, HatefulMemes: 1 of 1 fits did not come to their minimum.",
+      "planted, HatefulMemes: The lambda chosen, 1e+06, is an end of those tried.",
+    ):
+      assert said in below
+      assert said in (command.output / "paper.html").read_text().partition('id="t10"')[2]
+      assert said in (command.output / "paper.tex").read_text()
+    assert "planted, MNIST: 1 of 1" not in below
+    assert command.main(*words)[0] == 0
+  assert len(fits) == 2
 
 
 def test_a_label_out_of_range_names_its_record(command):
@@ -555,6 +633,15 @@ def test_two_processes_give_what_one_gives(command, tmp_path):
   """The first has some of the features already; each encodes its share of what is missing."""
   for key in ("VOC2007", "HatefulMemes", "FGVC Aircraft"):
     command.world.test(key)
+  for key in ("DTD", "STL10", "GTSRB"):
+    command.world.test(key)
+  spoil(command, "DTD", "s1.png", b"no image")  # in the second's share
+  spoil(command, "GTSRB", "s1.cls", "99")
+  prompted = prompts.named(datasets.named("STL10").prompts)
+  too_long = prompted.templates[0].replace("{}", "monkey")  # in the share of one; none of CIFAR10's
+  command.world.model.too_long = {too_long}
+  few = command.world.probe("EuroSAT", per_class=1)
+  command.world.classes(few)
   many(command)
   command.world.captions("Flickr30k")
   dataset = command.world.probe("CIFAR10")
@@ -564,18 +651,36 @@ def test_two_processes_give_what_one_gives(command, tmp_path):
   assert command.main(*words, "--limit", "20", batch=1)[0] == 0
   (tmp_path / "model").write_bytes(pickle.dumps(command.world.model))
   keys = ("MNIST", "VOC2007", "HatefulMemes", "FGVC Aircraft", "Flickr30k", "CIFAR10")
-  outputs = in_two(tmp_path, "--tables", "10,11,13", "--datasets", *keys)
+  bad = {
+    ("11", "DTD"): "2.tar sample s1: image cannot be decoded (",
+    ("11", "GTSRB"): "2.tar sample s1: label 99 is out of range",
+    ("11", "STL10"): f"text {too_long!r} is too long",
+    ("10", "EuroSAT"): "10 examples: every class has too few to hold back 20%",
+  }
+  asked = (*keys, *(key for _, key in bad))
+  outputs = in_two(tmp_path, "--tables", "10,11,13", "--datasets", *asked)
   ends = [output.splitlines()[-1].split() for output in outputs]
-  assert [code for code, _ in ends] == ["0", "0"], outputs
+  assert [code for code, _ in ends] == ["2", "2"], outputs
+  for output in outputs:
+    assert "error: 4 of the cells could not be measured; the first: Table 10, " in output, outputs
+  said = json.loads(next(line for line in outputs[0].splitlines() if line.startswith("{")))
+  with (command.output / "paper.csv").open(newline="") as file:
+    rows = [row for row in csv.DictReader(file) if row["model"] == "planted"]
+  for (table, key), why in bad.items():
+    (failure,) = (f for f in said["failures"] if f.startswith(f"Table {table}, planted, {key}: "))
+    assert why in failure
+    (cell,) = (row for row in rows if (row["table"], row["dataset"]) == (table, key))
+    assert why in cell["why"]
   value = {(m.dataset, m.table): m.value for m in command.results() if m.model == "planted"}
   assert value["MNIST", "11"] == value["CIFAR10", "10"] == 75.0
   for key in ("VOC2007", "HatefulMemes", "FGVC Aircraft"):
     metric = datasets.named(key).metric
     assert value[key, "11"] == pytest.approx(planted.EXPECTED[metric]), key
   assert value["Flickr30k", "13"] == 100.0  # the last of its six: R@10
-  assert len(command.results()) == 1 + 5 + 1 + 6
-  # 20 of MNIST in 4 batches of 5 are 4 times 3 for each, and so on; CIFAR10 has 60 to train on.
-  shares = 3 * (4 + 1 + 1 + 1 + 1 + 1 + 12 + 1)
+  assert len(command.results()) == 1 + 6 + 1 + 6
+  # 20 of MNIST in 4 batches of 5 are 4 times 3 for each, and so on; CIFAR10 has 60 to train on and
+  # EuroSAT 10. Of the other bad ones no image comes to the encoder.
+  shares = 3 * (4 + 1 + 1 + 1 + 1 + 1 + 12 + 1 + 2 + 1)
   assert [int(seen) - command.world.model.images_seen for _, seen in ends] == [shares, shares]
 
 

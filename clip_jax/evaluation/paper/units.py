@@ -36,6 +36,7 @@ class Settings:
   batch: int
   limit: int = 0  # first records of every split; 0: all
   skip_unreadable: bool = False  # leave images out that cannot be decoded
+  remeasure: bool = False  # what is measured already too, and of nothing that older code kept
   features: str = "penultimate"  # one of `features.PROBED`
   caption_prefix: str = CAPTION_PREFIX
   # by data set's key, in place of the published ones
@@ -68,9 +69,13 @@ class Unit:
       return tuple(f"{what} retrieval R@{k}" for what in ("text", "image") for k in (1, 5, 10))
     return (self.dataset.metric,)
 
-  def row(self, name: str, settings: Settings) -> str:
-    """What the table calls the model `name`; another name where the figure is not the paper's."""
+  def row(self, name: str, settings: Settings, left_out: bool = False) -> str:
+    """What the table calls the model `name`; another name where the figure is not the paper's.
+
+    Args: left_out, whether the figure does without some images that cannot be decoded.
+    """
     odd = [f"first {settings.limit:,} records"] if settings.limit else []
+    odd += ["corrupt images left out"] * left_out
     if self.probed:
       odd += [f"{settings.features} features"] * (settings.features != "penultimate")
     elif self.table == "13":
@@ -82,6 +87,11 @@ class Unit:
     if self.table in ("16", "figure13"):
       return f"{'Linear Probe' if self.probed else 'Zero-Shot'} CLIP ({row})"
     return row
+
+  def rows(self, name: str, settings: Settings) -> tuple[str, ...]:
+    """All that `row` may come to, which is known when the images have been decoded."""
+    ways = (False, True) if settings.skip_unreadable else (False,)
+    return tuple(self.row(name, settings, left_out) for left_out in ways)
 
 
 @dataclasses.dataclass(frozen=True)
