@@ -107,6 +107,7 @@ LAYERS = (
   (
     "evaluation.embedding_map",
     "evaluation.paper.charts",
+    "evaluation.paper.notes",
     "evaluation.paper.units",
     "evaluation.probe.splits",
     "gradients",
@@ -124,7 +125,6 @@ LAYERS = (
   ),
   (
     "evaluation.pages",
-    "evaluation.paper.notes",
     "evaluation.paper.views",
     "evaluation.probe.data",
     "evaluation.tasks",

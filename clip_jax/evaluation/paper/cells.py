@@ -138,7 +138,7 @@ def _scored_within(
     )
   members = [[k] for k in within.imagenet_indices]
   share, n = shift_accuracy.restricted_accuracy(scores_NC, labels, members)
-  return share, n, found.left_out
+  return _Scored(share, n, found.left_out)
 
 
 def _retrieval(given: Task, weights: Weights, settings: Settings, progress: Progress) -> Found:

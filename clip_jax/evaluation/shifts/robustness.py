@@ -299,8 +299,8 @@ def over_lines(measured: Sequence[Row], models: Sequence[Row]) -> Found:
   for own in dict.fromkeys(tuple(s for s in SHIFTS if s in shifts) for shifts in there):
     if len(own) > 1:
       chosen, name = {shift: bases[shift] for shift in own}, average_name(own)
-      rows, lines = with_average(measured, chosen), with_average(models, chosen)
-      more, words = _over_line(rows, lines, name, f"{IMAGENET} for {name}", "")
+      averaged, lines = with_average(measured, chosen), with_average(models, chosen)
+      more, words = _over_line(averaged, lines, name, f"{IMAGENET} for {name}", "")
       out, said = out + more, said + words
   return Found(tuple(out), tuple(dict.fromkeys(said)))
 
