@@ -15,6 +15,7 @@ import rich.console
 import trees
 import two_processes
 from known_model import picture, unit
+from sklearn.metrics import precision_recall_curve, roc_auc_score
 from test_inference import workdir  # noqa: F401, a fixture
 
 import clip_jax
@@ -27,6 +28,8 @@ from clip_jax.evaluation.paper import results as paper_results
 from clip_jax.evaluation.paper import run as paper_run
 from clip_jax.evaluation.probe import feature_file, linear_probe
 
+# A data set of every metric but accuracy.
+METRICS = ("VOC2007", "HatefulMemes", "FGVC Aircraft", "Kinetics700")
 PAPER = [d.key for d in datasets.all_datasets() if d.group == "paper"]
 
 
@@ -177,16 +180,23 @@ def test_shifts_over_their_own_classes(command):
   assert "ImageNet train: not available in" in probed["why"]
 
 
-def test_objectnet_by_names_of_ones_own(command, tmp_path):
+def objectnet(command, folder):
+  """Three images, two of which are answered rightly. Returns: the file of names and templates."""
   dataset = datasets.named("ObjectNet")
   names = [f"thing {k}" for k in range(113)]
-  path = tmp_path / "own.json"
+  path, world = folder / "own.json", command.world
   path.write_text(json.dumps({"classes": names, "templates": ["a {}"]}))
-  for number, name in enumerate(names[:3]):
+  for k, name in enumerate(names[:3]):
     image = command.data / dataset.folder / "images" / name.replace(" ", "_") / "1.png"
-    trees.write(image, planted.file_of(number))
-    command.world.model.rows[number] = planted.direction(names[min(number, 1)])
-  command.world.model.texts = {f"a {name}": planted.direction(name) for name in names}
+    trees.write(image, planted.file_of(world.number))
+    world.model.rows[world.number] = planted.direction(names[min(k, 1)])
+    world.number += 1
+  world.model.texts |= {f"a {name}": planted.direction(name) for name in names}
+  return path
+
+
+def test_objectnet_by_names_of_ones_own(command, tmp_path):
+  path = objectnet(command, tmp_path)
   words = ("--tables", "16", "--datasets", "objectnet", "--prompts", f"ObjectNet={path}")
   assert command.main(*words)[0] == 0
   assert command.values() == {
@@ -509,6 +519,13 @@ def test_threads_leave_signals_alone():
   assert signal.getsignal(signal.SIGTERM) == before
 
 
+def own_prompts(path, key):
+  """A file of so many made-up names and one template, and KEY=FILE for it."""
+  names = [f"{k}" for k in range(datasets.named(key).classes)]
+  path.write_text(json.dumps({"classes": names, "templates": ["{}"]}))
+  return f"{key}={path}", names
+
+
 def test_a_real_model_on_eight_devices(tmp_path, capsys, workdir):  # noqa: F811
   """Against its embeddings on one device, in batches that divide by nothing."""
   world, model = planted.World(tmp_path / "data"), clip_jax.load(workdir)
@@ -518,33 +535,70 @@ def test_a_real_model_on_eight_devices(tmp_path, capsys, workdir):  # noqa: F811
   world.captions("Flickr30k")
   seen = [k % 10 for k in range(80)]
   world.write(dataset, "train", seen)
+  several, prompted, drawn = {}, [], [(3 * k) % 7 for k in range(9)]
+  for key in (*METRICS, "ImageNetV2"):
+    most = 2 if key == "HatefulMemes" else 7
+    several[key] = world.write(datasets.named(key), "test", [label % most for label in drawn])
+    prompted.append(own_prompts(tmp_path / f"{key}.json", key))
   own = tmp_path / "own.json"
   own.write_text(json.dumps({"classes": list("0123456789"), "templates": ["{}", "a {}"]}))
   words = ["paper", "--models", f"tiny={workdir}", "--data", str(world.root), "--batch", "7"]
-  words += ["--output", str(tmp_path / "out"), "--processes", "1", "--tables", "10,11,13", "--json"]
-  words += ["--datasets", "MNIST", "Flickr30k", "CIFAR10", "--prompts", f"MNIST={own}"]
-  words += ["--caption-prefix", ""]
+  words += ["--output", str(tmp_path / "out"), "--processes", "1", "--tables", "10,11,13,16"]
+  words += ["--datasets", "MNIST", "Flickr30k", "CIFAR10", *several, "--json"]
+  words += ["--prompts", f"MNIST={own}", *(word for word, _ in prompted), "--caption-prefix", ""]
   assert cli.main(words) == 0, capsys.readouterr().err
   measured = paper_results.read(tmp_path / "out" / "results.jsonl").measured
   rows = {"tiny", "tiny [own prompts]", "tiny [captions after '']"}
-  assert {m.model for m in measured} == rows
+  shift = "Zero-Shot CLIP (tiny [own prompts])"
+  assert {m.model for m in measured} == rows | {shift}
   value = {(m.dataset, m.metric): m.value for m in measured if m.table != "10"}
-  image_NRR3 = np.stack([picture(k) for k in range(107)])
-  features_ND = model.image_features(image_NRR3)
+  image_NRR3 = np.stack([picture(k) for k in range(world.number)])
+  features_ND = model.image_features(image_NRR3[:107])
   train = linear_probe.Split(features_ND[27:], np.array(seen))
   test = linear_probe.Split(features_ND[:23], np.array(labels))
   probed = linear_probe.probe(train, test, 10, scores.accuracy)
   assert measured[0].value == pytest.approx(100 * probed.score, abs=100 / 23)
-  image_NE = model.encode_image(image_NRR3[:27])
+  image_NE = model.encode_image(image_NRR3)
   digits = [model.encode_text([f"{k}", f"a {k}"]).mean(0) for k in range(10)]
   answers = np.argmax(image_NE[:23] @ unit(digits).T, axis=1)
   assert value["MNIST", "accuracy"] == pytest.approx(100 * np.mean(answers == labels))
+  for (key, numbers), (_, names) in zip(several.items(), prompted, strict=True):
+    scores_NC = image_NE[list(numbers)] @ model.encode_text(names).T
+    most = 2 if key == "HatefulMemes" else 7
+    by_hand(value, key, scores_NC, np.array(drawn) % most)
   texts = [f"{i} {c} Flickr30k" for i in range(4) for c in range(5)]
-  cosines = image_NE[23:] @ model.encode_text(texts, truncate=True).T
+  cosines = image_NE[23:27] @ model.encode_text(texts, truncate=True).T
   found = np.argsort(-cosines, axis=1)[:, :10] // 5 == np.arange(4)[:, None]
+  image = np.argsort(-cosines.T, axis=1) == np.arange(20)[:, None] // 5
   for k in (1, 5, 10):
     expected = 100 * np.mean(found[:, :k].any(axis=1))
     assert value["Flickr30k", f"text retrieval R@{k}"] == expected
+    expected = 100 * np.mean(image[:, :k].any(axis=1))
+    assert value["Flickr30k", f"image retrieval R@{k}"] == pytest.approx(expected)
+
+
+def by_hand(value, key, scores_NC, labels):
+  """A data set's figure against what its metric is in a line of NumPy, or of scikit-learn."""
+  order_NC = np.argsort(-scores_NC, axis=1)
+  right = order_NC[:, 0] == labels
+  match key:
+    case "VOC2007":
+      metric, shown = "11-point mAP", np.arange(scores_NC.shape[1]) == labels[:, None]
+      curves = [precision_recall_curve(shown[:, c], scores_NC[:, c]) for c in np.unique(labels)]
+      best = [[p[r >= k / 10 - 1e-9].max() for k in range(11)] for p, r, _ in curves]
+      expected = np.mean(best)
+    case "HatefulMemes":
+      metric, expected = "ROC AUC", roc_auc_score(labels, scores_NC[:, 1] - scores_NC[:, 0])
+    case "FGVC Aircraft":
+      metric = "mean per class"
+      expected = np.mean([right[labels == c].mean() for c in np.unique(labels)])
+    case "Kinetics700":
+      metric = "mean(top1, top5)"
+      top5 = (order_NC[:, :5] == labels[:, None]).any(axis=1)
+      expected = (right.mean() + top5.mean()) / 2
+    case _:
+      metric, expected = "accuracy", right.mean()
+  assert value[key, metric] == pytest.approx(100 * expected), key
 
 
 TWO = """
@@ -566,8 +620,9 @@ TWO = """
 
 def test_two_processes_give_what_one_gives(command, tmp_path):
   """The first has some of the features already; each encodes its share of what is missing."""
-  for key in ("VOC2007", "HatefulMemes", "FGVC Aircraft"):
+  for key in METRICS:
     command.world.test(key)
+  own = f"ObjectNet={objectnet(command, tmp_path)}"
   many(command)
   command.world.captions("Flickr30k")
   dataset = command.world.probe("CIFAR10")
@@ -576,19 +631,22 @@ def test_two_processes_give_what_one_gives(command, tmp_path):
   words = ("--tables", "11", "--datasets", "MNIST")
   assert command.main(*words, "--limit", "20", batch=1)[0] == 0
   (tmp_path / "model").write_bytes(pickle.dumps(command.world.model))
-  keys = ("MNIST", "VOC2007", "HatefulMemes", "FGVC Aircraft", "Flickr30k", "CIFAR10")
-  outputs = in_two(tmp_path, "--tables", "10,11,13", "--datasets", *keys)
+  keys = ("MNIST", *METRICS, "ObjectNet", "Flickr30k", "CIFAR10")
+  words = ("--tables", "10,11,13,16", "--datasets", *keys, "--prompts", own)
+  outputs = in_two(tmp_path, *words)
   ends = [output.splitlines()[-1].split() for output in outputs]
   assert [code for code, _ in ends] == ["0", "0"], outputs
   value = {(m.dataset, m.table): m.value for m in command.results() if m.model == "planted"}
   assert value["MNIST", "11"] == value["CIFAR10", "10"] == 75.0
-  for key in ("VOC2007", "HatefulMemes", "FGVC Aircraft"):
+  for key in METRICS:
     metric = datasets.named(key).metric
     assert value[key, "11"] == pytest.approx(planted.EXPECTED[metric]), key
   assert value["Flickr30k", "13"] == 100.0  # the last of its six: R@10
-  assert len(command.results()) == 1 + 5 + 1 + 6
+  shift = [m.value for m in command.results() if m.table == "16"]
+  assert shift == [pytest.approx(200 / 3)]
+  assert len(command.results()) == 1 + 6 + 1 + 6 + 1
   # 20 of MNIST in 4 batches of 5 are 4 times 3 for each, and so on; CIFAR10 has 60 to train on.
-  shares = 3 * (4 + 1 + 1 + 1 + 1 + 1 + 12 + 1)
+  shares = 3 * (4 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 12 + 1)
   assert [int(seen) - command.world.model.images_seen for _, seen in ends] == [shares, shares]
 
 
