@@ -68,7 +68,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 def run(capsys, *words):
-  code = cli.main([str(word) for word in words])
+  code = cli.main([*map(str, words), "--processes", "1"])  # JAX is in use here already
   return code, *capsys.readouterr()
 
 

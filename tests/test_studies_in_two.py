@@ -90,7 +90,7 @@ def test_two_processes_give_what_one_gives(workdir, tmp_path, monkeypatch):  # n
     (tmp_path / name).mkdir()
   alone, seen = tmp_path / "alone", []
   monkeypatch.setattr(inference.Clip, "encode_image", counted(seen))
-  wanted = all_three(workdir, tmp_path, alone)
+  wanted = all_three(workdir, tmp_path, alone, "--processes", "1")
   lines = (alone / "stress" / "results.jsonl").read_bytes().splitlines(keepends=True)
   trees.write(tmp_path / "0" / "stress" / "results.jsonl", b"".join(lines[:2]))
 
