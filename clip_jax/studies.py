@@ -224,6 +224,7 @@ def overlap_with(
 ) -> tuple[overlap_effect.Effect, overlap.Matches, tuple[str, ...]]:
   """Searches near duplicates in training data, measures what they are worth, writes all of it.
 
+  Hashes or embeddings are kept in `output`/cache: the same call goes on after a kill.
   Args: threshold, None: that of THRESHOLDS.
   Returns: the effect; the matches, of which some lie past the threshold; notes in sentences.
   Raises: ChoiceError for training data that is not there; EvaluationError for a bad threshold.
@@ -238,7 +239,7 @@ def overlap_with(
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
   with _progress(console or rich.console.Console(quiet=True), "training images", len(seen)) as move:
-    matches = _search(on, seen, by, limit, move)
+    matches = _search(on, seen, by, limit, folder / "cache", move)
   overlapping = matches.overlapping(threshold)
   effect = overlap_effect.measure(on.top1, what.source, overlapping, what.name)
   facts = {
@@ -257,6 +258,7 @@ def _search(
   training: records.RecordSource,
   by: str,
   limit: float,
+  cache: pathlib.Path,
   move: Callable[[int], None],
 ) -> overlap.Matches:
   before = 0
@@ -266,8 +268,18 @@ def _search(
     move(read - before)
     before = read
 
+  source, batch = on.what.source, on.batch
   if by == "hash":
-    return overlap.search_by_hash(on.what.source, training, int(limit), progress=progress)
+    return overlap.search_by_hash(
+      source, training, int(limit), progress=progress, batch=batch, cache_dir=cache
+    )
   return overlap.search_by_embedding(
-    on.model, on.what.source, training, on.batch, limit, progress=progress
+    on.model,
+    source,
+    training,
+    batch,
+    limit,
+    progress=progress,
+    cache_dir=cache,
+    weights_hash=on.digest,
   )

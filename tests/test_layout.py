@@ -74,7 +74,6 @@ LAYERS = (
     "data.pipeline",
     "evaluation.copies",
     "evaluation.overlap.effect",
-    "evaluation.overlap.search",
     "evaluation.paper.clip_benchmark",
     "evaluation.paper.verdicts",
     "evaluation.probe.feature_file",
@@ -106,6 +105,7 @@ LAYERS = (
   ),
   (
     "evaluation.embedding_map",
+    "evaluation.overlap.search",
     "evaluation.paper.charts",
     "evaluation.paper.notes",
     "evaluation.paper.units",

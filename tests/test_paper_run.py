@@ -16,6 +16,7 @@ import rich.console
 import trees
 import two_processes
 from known_model import picture, unit
+from sklearn.metrics import precision_recall_curve, roc_auc_score
 from test_inference import workdir  # noqa: F401, a fixture
 
 import clip_jax
@@ -28,6 +29,8 @@ from clip_jax.evaluation.paper import results as paper_results
 from clip_jax.evaluation.paper import run as paper_run
 from clip_jax.evaluation.probe import feature_file, linear_probe
 
+# A data set of every metric but accuracy.
+METRICS = ("VOC2007", "HatefulMemes", "FGVC Aircraft", "Kinetics700")
 PAPER = [d.key for d in datasets.all_datasets() if d.group == "paper"]
 
 
@@ -63,9 +66,22 @@ def command(tmp_path, capsys, monkeypatch):
   return Command(tmp_path, capsys, monkeypatch)
 
 
+def told_apart(world, key):
+  """A data set's planted answers give another figure by any other metric that would take them."""
+  dataset, own = datasets.named(key), planted.EXPECTED[published.metrics()[key]]
+  row_4E = np.stack([world.model.rows[n] for n in range(world.number - 4, world.number)])
+  scores_4C = row_4E @ world.classes(dataset).T
+  labels = planted.OF_TWO if dataset.classes == 2 else planted.LABELS
+  others = {"accuracy", "mean per class", "mean(top1, top5)"}
+  others |= {"ROC AUC"} if dataset.classes == 2 else set()
+  for metric in others - {dataset.metric}:
+    assert abs(100 * scores.score(metric, scores_4C, labels) - own) > 1, (key, metric)
+
+
 def test_every_data_set_by_its_own_metric(command):
   for key in PAPER:
     command.world.test(key)
+    told_apart(command.world, key)
   code, out, _ = command.main("--tables", "11", "--json", batch=64)
   assert code == 0
   metrics = published.metrics()
@@ -165,16 +181,23 @@ def test_shifts_over_their_own_classes(command):
   assert "ImageNet train: not available in" in probed["why"]
 
 
-def test_objectnet_by_names_of_ones_own(command, tmp_path):
+def objectnet(command, folder):
+  """Three images, two of which are answered rightly. Returns: the file of names and templates."""
   dataset = datasets.named("ObjectNet")
   names = [f"thing {k}" for k in range(113)]
-  path = tmp_path / "own.json"
+  path, world = folder / "own.json", command.world
   path.write_text(json.dumps({"classes": names, "templates": ["a {}"]}))
-  for number, name in enumerate(names[:3]):
+  for k, name in enumerate(names[:3]):
     image = command.data / dataset.folder / "images" / name.replace(" ", "_") / "1.png"
-    trees.write(image, planted.file_of(number))
-    command.world.model.rows[number] = planted.direction(names[min(number, 1)])
-  command.world.model.texts = {f"a {name}": planted.direction(name) for name in names}
+    trees.write(image, planted.file_of(world.number))
+    world.model.rows[world.number] = planted.direction(names[min(k, 1)])
+    world.number += 1
+  world.model.texts |= {f"a {name}": planted.direction(name) for name in names}
+  return path
+
+
+def test_objectnet_by_names_of_ones_own(command, tmp_path):
+  path = objectnet(command, tmp_path)
   words = ("--tables", "16", "--datasets", "objectnet", "--prompts", f"ObjectNet={path}")
   assert command.main(*words)[0] == 0
   assert command.values() == {
@@ -574,6 +597,12 @@ def test_threads_leave_signals_alone():
   assert signal.getsignal(signal.SIGTERM) == before
 
 
+def own_prompts(path, key, names):
+  """KEY=FILE, of a file with these classes and one template."""
+  path.write_text(json.dumps({"classes": names, "templates": ["{}"]}))
+  return f"{key}={path}"
+
+
 def test_a_real_model_on_eight_devices(tmp_path, capsys, workdir):  # noqa: F811
   """Against its embeddings on one device, in batches that divide by nothing."""
   world, model = planted.World(tmp_path / "data"), clip_jax.load(workdir)
@@ -583,33 +612,71 @@ def test_a_real_model_on_eight_devices(tmp_path, capsys, workdir):  # noqa: F811
   world.captions("Flickr30k")
   seen = [k % 10 for k in range(80)]
   world.write(dataset, "train", seen)
+  several, prompted, drawn = {}, [], [(3 * k) % 7 for k in range(9)]
+  world.names = lambda dataset: [f"{k}" for k in range(dataset.classes)]  # short ones
+  for key in (*METRICS, "ImageNetV2"):
+    own = datasets.named(key)
+    several[key] = world.write(own, "test", [label % min(7, own.classes) for label in drawn])
+    prompted.append(own_prompts(tmp_path / f"{key}.json", key, world.names(own)))
   own = tmp_path / "own.json"
   own.write_text(json.dumps({"classes": list("0123456789"), "templates": ["{}", "a {}"]}))
   words = ["paper", "--models", f"tiny={workdir}", "--data", str(world.root), "--batch", "7"]
-  words += ["--output", str(tmp_path / "out"), "--processes", "1", "--tables", "10,11,13", "--json"]
-  words += ["--datasets", "MNIST", "Flickr30k", "CIFAR10", "--prompts", f"MNIST={own}"]
-  words += ["--caption-prefix", ""]
+  words += ["--output", str(tmp_path / "out"), "--processes", "1", "--tables", "10,11,13,16"]
+  words += ["--datasets", "MNIST", "Flickr30k", "CIFAR10", *several, "--json"]
+  words += ["--prompts", f"MNIST={own}", *prompted, "--caption-prefix", ""]
   assert cli.main(words) == 0, capsys.readouterr().err
   measured = paper_results.read(tmp_path / "out" / "results.jsonl").measured
   rows = {"tiny", "tiny [own prompts]", "tiny [captions after '']"}
-  assert {m.model for m in measured} == rows
+  shift = "Zero-Shot CLIP (tiny [own prompts])"
+  assert {m.model for m in measured} == rows | {shift}
   value = {(m.dataset, m.metric): m.value for m in measured if m.table != "10"}
-  image_NRR3 = np.stack([picture(k) for k in range(107)])
-  features_ND = model.image_features(image_NRR3)
+  image_NRR3 = np.stack([picture(k) for k in range(world.number)])
+  features_ND = model.image_features(image_NRR3[:107])
   train = linear_probe.Split(features_ND[27:], np.array(seen))
   test = linear_probe.Split(features_ND[:23], np.array(labels))
   probed = linear_probe.probe(train, test, 10, scores.accuracy)
   assert measured[0].value == pytest.approx(100 * probed.score, abs=100 / 23)
-  image_NE = model.encode_image(image_NRR3[:27])
+  image_NE = model.encode_image(image_NRR3)
   digits = [model.encode_text([f"{k}", f"a {k}"]).mean(0) for k in range(10)]
   answers = np.argmax(image_NE[:23] @ unit(digits).T, axis=1)
   assert value["MNIST", "accuracy"] == pytest.approx(100 * np.mean(answers == labels))
+  for key, numbers in several.items():
+    names = world.names(datasets.named(key))
+    scores_NC = image_NE[list(numbers)] @ model.encode_text(names).T
+    by_hand(value, key, scores_NC, np.array(drawn) % min(7, len(names)))
   texts = [f"{i} {c} Flickr30k" for i in range(4) for c in range(5)]
-  cosines = image_NE[23:] @ model.encode_text(texts, truncate=True).T
+  cosines = image_NE[23:27] @ model.encode_text(texts, truncate=True).T
   found = np.argsort(-cosines, axis=1)[:, :10] // 5 == np.arange(4)[:, None]
+  image = np.argsort(-cosines.T, axis=1) == np.arange(20)[:, None] // 5
   for k in (1, 5, 10):
     expected = 100 * np.mean(found[:, :k].any(axis=1))
     assert value["Flickr30k", f"text retrieval R@{k}"] == expected
+    expected = 100 * np.mean(image[:, :k].any(axis=1))
+    assert value["Flickr30k", f"image retrieval R@{k}"] == pytest.approx(expected)
+
+
+def by_hand(value, key, scores_NC, labels):
+  """A data set's figure against what its metric is in a line of NumPy, or of scikit-learn."""
+  order_NC = np.argsort(-scores_NC, axis=1)
+  right = order_NC[:, 0] == labels
+  match key:
+    case "VOC2007":
+      metric, shown = "11-point mAP", np.arange(scores_NC.shape[1]) == labels[:, None]
+      curves = [precision_recall_curve(shown[:, c], scores_NC[:, c]) for c in np.unique(labels)]
+      best = [[p[r >= k / 10 - 1e-9].max() for k in range(11)] for p, r, _ in curves]
+      expected = np.mean(best)
+    case "HatefulMemes":
+      metric, expected = "ROC AUC", roc_auc_score(labels, scores_NC[:, 1] - scores_NC[:, 0])
+    case "FGVC Aircraft":
+      metric = "mean per class"
+      expected = np.mean([right[labels == c].mean() for c in np.unique(labels)])
+    case "Kinetics700":
+      metric = "mean(top1, top5)"
+      top5 = (order_NC[:, :5] == labels[:, None]).any(axis=1)
+      expected = (right.mean() + top5.mean()) / 2
+    case _:
+      metric, expected = "accuracy", right.mean()
+  assert value[key, metric] == pytest.approx(100 * expected), key
 
 
 TWO = """
@@ -631,7 +698,7 @@ TWO = """
 
 def test_two_processes_give_what_one_gives(command, tmp_path):
   """The first has some of the features already; each encodes its share of what is missing."""
-  for key in ("VOC2007", "HatefulMemes", "FGVC Aircraft"):
+  for key in METRICS:
     command.world.test(key)
   for key in ("DTD", "STL10", "GTSRB"):
     command.world.test(key)
@@ -642,6 +709,10 @@ def test_two_processes_give_what_one_gives(command, tmp_path):
   command.world.model.too_long = {too_long}
   few = command.world.probe("EuroSAT", per_class=1)
   command.world.classes(few)
+  own = [f"ObjectNet={objectnet(command, tmp_path)}"]
+  names = command.world.names(datasets.named("Kinetics700"))  # of 28 templates it takes one
+  own.append(own_prompts(tmp_path / "kinetics.json", "Kinetics700", names))
+  command.world.model.texts |= {name: planted.direction(name) for name in names}
   many(command)
   command.world.captions("Flickr30k")
   dataset = command.world.probe("CIFAR10")
@@ -650,7 +721,7 @@ def test_two_processes_give_what_one_gives(command, tmp_path):
   words = ("--tables", "11", "--datasets", "MNIST")
   assert command.main(*words, "--limit", "20", batch=1)[0] == 0
   (tmp_path / "model").write_bytes(pickle.dumps(command.world.model))
-  keys = ("MNIST", "VOC2007", "HatefulMemes", "FGVC Aircraft", "Flickr30k", "CIFAR10")
+  keys = ("MNIST", *METRICS, "ObjectNet", "Flickr30k", "CIFAR10")
   bad = {
     ("11", "DTD"): "2.tar sample s1: image cannot be decoded (",
     ("11", "GTSRB"): "2.tar sample s1: label 99 is out of range",
@@ -658,7 +729,7 @@ def test_two_processes_give_what_one_gives(command, tmp_path):
     ("10", "EuroSAT"): "10 examples: every class has too few to hold back 20%",
   }
   asked = (*keys, *(key for _, key in bad))
-  outputs = in_two(tmp_path, "--tables", "10,11,13", "--datasets", *asked)
+  outputs = in_two(tmp_path, "--tables", "10,11,13,16", "--datasets", *asked, "--prompts", *own)
   ends = [output.splitlines()[-1].split() for output in outputs]
   assert [code for code, _ in ends] == ["2", "2"], outputs
   for output in outputs:
@@ -671,16 +742,19 @@ def test_two_processes_give_what_one_gives(command, tmp_path):
     assert why in failure
     (cell,) = (row for row in rows if (row["table"], row["dataset"]) == (table, key))
     assert why in cell["why"]
-  value = {(m.dataset, m.table): m.value for m in command.results() if m.model == "planted"}
+  whole = ("planted", "planted [own prompts]")
+  value = {(m.dataset, m.table): m.value for m in command.results() if m.model in whole}
   assert value["MNIST", "11"] == value["CIFAR10", "10"] == 75.0
-  for key in ("VOC2007", "HatefulMemes", "FGVC Aircraft"):
+  for key in METRICS:
     metric = datasets.named(key).metric
     assert value[key, "11"] == pytest.approx(planted.EXPECTED[metric]), key
   assert value["Flickr30k", "13"] == 100.0  # the last of its six: R@10
-  assert len(command.results()) == 1 + 6 + 1 + 6
+  shift = [m.value for m in command.results() if m.table == "16"]
+  assert shift == [pytest.approx(200 / 3)]
+  assert len(command.results()) == 1 + 6 + 1 + 6 + 1
   # 20 of MNIST in 4 batches of 5 are 4 times 3 for each, and so on; CIFAR10 has 60 to train on and
   # EuroSAT 10. Of the other bad ones no image comes to the encoder.
-  shares = 3 * (4 + 1 + 1 + 1 + 1 + 1 + 12 + 1 + 2 + 1)
+  shares = 3 * (4 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 12 + 1 + 2 + 1)
   assert [int(seen) - command.world.model.images_seen for _, seen in ends] == [shares, shares]
 
 

@@ -68,7 +68,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 def run(capsys, *words):
-  code = cli.main([str(word) for word in words])
+  code = cli.main([*map(str, words), "--processes", "1"])  # JAX is in use here already
   return code, *capsys.readouterr()
 
 
@@ -191,6 +191,7 @@ def test_overlap_finds_what_training_has_seen(capsys, workdir, tmp_path, by):
   assert sorted(counted) == [
     (f"{('cat', 'dog')[i % 2]}/{i}.png", f"copy{i}.png") for i in (0, 4, 3)
   ]
+  assert len(list((tmp_path / "o" / "cache").glob("*.rows"))) == 2  # of both sides
   page = Page((tmp_path / "o" / "overlap.html").read_text())
   assert page.text.count("✓ overlap") == 3
   assert json.loads((tmp_path / "o" / "overlap.json").read_text())["overlap"] == found["overlap"]
