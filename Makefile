@@ -70,7 +70,7 @@ prepare: install ## fetch and prepare real images (350 MB from Debian; 11 MB wit
 	$(BIN)/python tools/prepare_data.py clipart data/clipart
 	$(BIN)/python tools/prepare_data.py mnist data/MNIST
 
-evaluations: prepare ## train three small models on them and evaluate each in every way (30 minutes)
+evaluations: prepare ## train three small models on them and evaluate them, all tasks on real images (60 minutes)
 	for name in demo fashion_mnist clipart; do \
 	  $(BIN)/clip-jax train --config experiments/$$name.py --workdir runs/$$name || exit 1; done
 	$(BIN)/python tools/evaluations.py

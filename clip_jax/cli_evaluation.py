@@ -33,10 +33,16 @@ def paper(options: argparse.Namespace, _: Sequence[str]) -> int:
     options.coordinator, options.processes, options.process, heartbeat_seconds=options.heartbeat
   )
   with hosts.watched(options.heartbeat):
-    return _paper_here(options)
+    failures = _paper_here(options)
+  if failures:  # told when all have come to their end: it ends no other process
+    raise UsageError(
+      f"{len(failures)} of the cells could not be measured; the first: {failures[0]}"
+    )
+  return 0
 
 
-def _paper_here(options: argparse.Namespace) -> int:
+def _paper_here(options: argparse.Namespace) -> tuple[str, ...]:
+  """Returns: the cells that could not be measured, and why."""
   import jax
 
   from clip_jax.evaluation.paper import efficiency
@@ -58,6 +64,7 @@ def _paper_here(options: argparse.Namespace) -> int:
     batch=options.batch,
     limit=options.limit,
     skip_unreadable=options.corrupt_images == "skip",
+    remeasure=options.remeasure,
     features=options.features,
     caption_prefix=options.caption_prefix,
     prompt_sets=paper_units.read_prompts(options.prompts),
@@ -80,16 +87,16 @@ def _paper_here(options: argparse.Namespace) -> int:
     "tables": {grid.table.key: dict(grid.counts) for grid in found.grids},
     "not_available": dict(found.unavailable),
     "failures": list(found.failures),
+    "other_code": found.other_code,
   }
   if first:
     show(options, table, facts)
   lines = [f"page: {output / 'paper.html'}"]
+  if found.other_code:
+    lines.append(f"note: {found.other_code}")
   if found.unavailable:
     names = ", ".join(found.unavailable)
     lines.append(f"not available: {names}; how to get them: {output / 'paper.md'}")
   for line in lines:  # paths in them, which must not be broken at the terminal's width
     console.print(line, soft_wrap=True, markup=False, highlight=False)
-  if found.failures:
-    count = len(found.failures)
-    raise UsageError(f"{count} of the cells could not be measured; the first: {found.failures[0]}")
-  return 0
+  return found.failures

@@ -159,8 +159,9 @@ def _add_paper(
   paper.add_argument(
     "--standard-models",
     metavar="FILE",
-    help="for figure13: a CSV of ImageNet models (columns model, kind, ImageNet, ImageNetV2, ...; "
-    "kind standard), whose line is what effective robustness is above",
+    help="for figure13: a CSV of ImageNet models (columns model, kind, ImageNet, ImageNetV2, ..., "
+    "'ImageNet on ImageNet-A classes', ...; kind standard), above whose line effective robustness "
+    "is counted",
   )
   paper.add_argument(
     "--datasets", nargs="+", default=[], metavar="KEY", help="these only, as Food101"
@@ -176,7 +177,14 @@ def _add_paper(
     "--corrupt-images",
     choices=("error", "skip"),
     default="error",
-    help="what to do with an image that cannot be decoded (default: error, naming it)",
+    help="what to do with an image that cannot be decoded (default: error, naming it); a figure "
+    "that does without one gets a row of its own",
+  )
+  paper.add_argument(
+    "--remeasure",
+    action="store_true",
+    help="measure the cells asked for again, without features and probes that another version of "
+    "the code kept",
   )
   paper.add_argument(
     "--features",

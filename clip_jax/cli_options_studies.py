@@ -16,7 +16,13 @@ def add_to(
     several processes.
   """
   shared = [common, weights, _data()]
-  several(_probe(add, shared))
+  for verb in (_predictions, _stress, _overlap, _probe):
+    several(verb(add, shared))
+
+
+def _predictions(
+  add: Callable[..., argparse.ArgumentParser], shared: list[argparse.ArgumentParser]
+) -> argparse.ArgumentParser:
   predictions = add(
     "predictions",
     parents=shared,
@@ -33,7 +39,12 @@ def add_to(
     action="store_true",
     help="half of them from what is right and half from what is wrong, not at random from all",
   )
+  return predictions
 
+
+def _stress(
+  add: Callable[..., argparse.ArgumentParser], shared: list[argparse.ArgumentParser]
+) -> argparse.ArgumentParser:
   stress = add(
     "stress",
     parents=shared,
@@ -53,14 +64,19 @@ def add_to(
     metavar="NUMBERS",
     help="comma-separated, of 1 to 5; default: all",
   )
+  return stress
 
+
+def _overlap(
+  add: Callable[..., argparse.ArgumentParser], shared: list[argparse.ArgumentParser]
+) -> argparse.ArgumentParser:
   overlap = add(
     "overlap",
     parents=shared,
     help="near duplicates of a data set in training data, and what they are worth",
     description="The nearest training image of each evaluated one, by a perceptual hash or by the "
     "model's embedding; the pairs on a page to look at; accuracy on Overlap, Clean and All with "
-    "the paper's tests.",
+    "the paper's tests. Hashes and embeddings are kept: the same command goes on after a kill.",
   )
   overlap.add_argument("--output", required=True, metavar="DIR")
   overlap.add_argument(
@@ -79,6 +95,7 @@ def add_to(
     metavar="T",
     help="the largest distance that counts: bits of the hash's 64 (8), or 1 - cosine (0.05)",
   )
+  return overlap
 
 
 def _probe(

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import rich.console
@@ -11,8 +11,37 @@ import rich.text
 
 from clip_jax.cli_output import UsageError
 
+Study = Callable[[argparse.Namespace], int]
+
 
 def predictions(options: argparse.Namespace, _: Sequence[str]) -> int:
+  return _together(_predictions, options)
+
+
+def stress(options: argparse.Namespace, _: Sequence[str]) -> int:
+  return _together(_stress, options)
+
+
+def overlap(options: argparse.Namespace, _: Sequence[str]) -> int:
+  return _together(_overlap, options)
+
+
+def probe(options: argparse.Namespace, _: Sequence[str]) -> int:
+  return _together(_probe, options)
+
+
+def _together(study: Study, options: argparse.Namespace) -> int:
+  """A study in all processes of its run, once they have found each other."""
+  from clip_jax import hosts
+
+  hosts.start(
+    options.coordinator, options.processes, options.process, heartbeat_seconds=options.heartbeat
+  )
+  with hosts.watched(options.heartbeat):
+    return study(options)
+
+
+def _predictions(options: argparse.Namespace) -> int:
   from clip_jax import studies
   from clip_jax.evaluation import pages
 
@@ -39,7 +68,7 @@ def predictions(options: argparse.Namespace, _: Sequence[str]) -> int:
   return _tell(options, result.name, rows, notes, {**figures, "examples": examples})
 
 
-def stress(options: argparse.Namespace, _: Sequence[str]) -> int:
+def _stress(options: argparse.Namespace) -> int:
   from clip_jax import studies
   from clip_jax.evaluation import pages
   from clip_jax.evaluation.stress import corruptions
@@ -55,7 +84,7 @@ def stress(options: argparse.Namespace, _: Sequence[str]) -> int:
   return _tell(options, result.name, rows, notes, value)
 
 
-def overlap(options: argparse.Namespace, _: Sequence[str]) -> int:
+def _overlap(options: argparse.Namespace) -> int:
   from clip_jax import studies
   from clip_jax.evaluation.overlap import writers as overlap_writers
 
@@ -74,19 +103,7 @@ def overlap(options: argparse.Namespace, _: Sequence[str]) -> int:
   return _tell(options, effect.name, rows, notes, {**value, "written": options.output})
 
 
-def probe(options: argparse.Namespace, _: Sequence[str]) -> int:
-  from clip_jax import hosts
-
-  hosts.start(
-    options.coordinator, options.processes, options.process, heartbeat_seconds=options.heartbeat
-  )
-  with hosts.watched(options.heartbeat):
-    return _probe_here(options)
-
-
-def _probe_here(options: argparse.Namespace) -> int:
-  import jax
-
+def _probe(options: argparse.Namespace) -> int:
   from clip_jax import probing
   from clip_jax.evaluation import pages
   from clip_jax.evaluation.probe import study
@@ -99,11 +116,7 @@ def _probe_here(options: argparse.Namespace) -> int:
     shots,
     _whole_numbers("--seeds", options.seeds),
   )
-  first = jax.process_index() == 0
-  console = rich.console.Console(stderr=True, quiet=options.json or not first)
-  found, notes = probing.probe(_setup(options), options.output, asked, console)
-  if not first:
-    return 0
+  found, notes = probing.probe(_setup(options), options.output, asked, _console(options))
   full, zero_shot = found.full, found.zero_shot
   rows = {"zero-shot": pages.percent(zero_shot.score)} if zero_shot else {}
   rows |= {f"{study.counted(few.shots)}, mean": pages.percent(few.mean) for few in found.few}
@@ -148,9 +161,16 @@ def _setup(options: argparse.Namespace) -> Any:
   )
 
 
+def _first() -> bool:
+  """Whether this is the process that speaks for all."""
+  import jax
+
+  return jax.process_index() == 0
+
+
 def _console(options: argparse.Namespace) -> rich.console.Console:
   """For progress: never on standard output."""
-  return rich.console.Console(stderr=True, quiet=options.json)
+  return rich.console.Console(stderr=True, quiet=options.json or not _first())
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
@@ -165,7 +185,9 @@ def _tell(
   notes: Sequence[str],
   value: Mapping[str, Any],
 ) -> int:
-  """The figures on standard output, for people or for a program."""
+  """The figures on standard output, for people or for a program; of several processes the first."""
+  if not _first():
+    return 0
   if options.json:
     print(json.dumps({**value, "notes": list(notes)}))
     return 0

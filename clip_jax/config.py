@@ -163,7 +163,7 @@ class Task:
   prompts: str = ""  # a name in evaluation/prompts.py, for zero_shot
   limit: int = 0  # first records only; 0: all
   # the key of a published dataset (evaluation/datasets.py): of its test split, whatever copy lies
-  # below source.path, with its own prompts
+  # below source.path, with its own prompts and the paper's metric
   dataset: str = ""
 
 
@@ -176,7 +176,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  every_steps: int = 1000
+  every_steps: int = 1000  # besides the steps that are evaluated, which are saved first
   keep: int = 3
 
 

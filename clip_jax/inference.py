@@ -114,8 +114,17 @@ class Clip:
   ) -> np.ndarray:
     """Unit-norm float32 embeddings [N, E] of strings or of int32 tokens [N, L].
 
+    Args and Raises: as `tokens`.
+    """
+    return self._in_chunks(text_encoder, self.tokens(texts, truncate), self.config.model.embed_dim)
+
+  def tokens(
+    self, texts: str | Sequence[str] | np.ndarray | jax.Array, truncate: bool = False
+  ) -> np.ndarray:
+    """int32 [N, L] of strings, or of tokens, which are only checked.
+
     truncate: cut strings that are too long, keep the end token. Raises: TokenizerError naming the
-    text that is too long (without truncate).
+    text that is too long (without truncate); ValueError without a vocabulary, or on other tokens.
     """
     length = self.config.model.text.context_length
     if isinstance(texts, (np.ndarray, jax.Array)):
@@ -134,7 +143,7 @@ class Clip:
       raise ValueError(
         f"tokens must lie in [0, {vocab_size}); were they made by another tokenizer?"
       )
-    return self._in_chunks(text_encoder, tokens_NL, self.config.model.embed_dim)
+    return tokens_NL
 
   def classify(
     self, images: Any, labels: Sequence[str], templates: Sequence[str] = ("{}",)

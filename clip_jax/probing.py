@@ -336,7 +336,6 @@ class _Run:
 
   def _note_fits(self, found: study.Study) -> None:
     fits = [found.full, *(cell for few in found.few for cell in few.cells)]
-    if bad := sum(not cell.converged for cell in fits):
-      self.notes.append(f"{bad} of {len(fits)} fits did not come to their minimum.")
-    if found.full.lambda_ in linear_probe.ENDS:
-      self.notes.append(f"The lambda chosen, {found.full.lambda_:g}, is an end of those tried.")
+    chosen_lambda = [] if found.full.lambda_ is None else [found.full.lambda_]
+    converged = [bool(cell.converged) for cell in fits]
+    self.notes += linear_probe.doubts(chosen_lambda, converged)

@@ -17,7 +17,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from clip_jax import hosts, inference, sharding
+from clip_jax import code_version, hosts, inference, sharding
 from clip_jax.data import records
 from clip_jax.evaluation import chosen, encoding, pages, zero_shot
 from clip_jax.evaluation import predictions as predictions_lib
@@ -158,7 +158,8 @@ def stress(
   what, n = on.what, len(on.what.source)
   lines = folder / "results.jsonl"
   measure = stress_cells.Measure(on.digest, what.source.fingerprint, what.prompt_set.fingerprint)
-  done, cut = _measured(lines, measure)
+  done, codes, cut = _measured(lines, measure)
+  code = code_version.current()
   missing, began = stress_cells.missing(done, names, severities), time.perf_counter()
   with _progress(console or rich.console.Console(quiet=True), "corruptions", missing) as advance:
 
@@ -166,7 +167,7 @@ def stress(
       nonlocal began
       seconds, began = time.perf_counter() - began, time.perf_counter()
       if jax.process_index() == 0:
-        cell = stress_cells.Cell(corruption, severity, accuracy, n, round(seconds, 3))
+        cell = stress_cells.Cell(corruption, severity, accuracy, n, round(seconds, 3), code)
         stress_cells.append(lines, cell, measure)
       advance(1)
 
@@ -174,7 +175,10 @@ def stress(
     result = stress_lib.stress(
       on.top1, what.source, fit, names, severities, name=name, done=done, note=note
     )
-  notes = (*((f"{cut}.",) if cut else ()), *what.notes)
+  own = stress_cells.cells(names, severities)
+  other = code_version.note((codes.get(cell, code) for cell in own), code)
+  again = f"{other}; give another --output, or remove {lines}, to measure all anew" if other else ""
+  notes = (*(f"{note}." for note in (cut, again) if note), *what.notes)
   if jax.process_index() == 0:
     chance = 1 / len(what.prompt_set.classes)
     images = _pictures(on, names, severities[-1], setup.seed)
@@ -184,15 +188,18 @@ def stress(
 
 def _measured(
   lines: pathlib.Path, measure: stress_cells.Measure
-) -> tuple[stress_cells.Accuracies, str]:
+) -> tuple[stress_cells.Accuracies, stress_cells.Codes, str]:
   """What process 0 has measured already, on all of them; makes the folder there."""
   done: stress_cells.Accuracies = {}
+  codes: stress_cells.Codes = {}
   cut = ""
   if jax.process_index() == 0:
     lines.parent.mkdir(parents=True, exist_ok=True)
-    done, cut = stress_cells.read(lines, measure)
-  told = hosts.from_first(json.dumps([[*cell, share] for cell, share in done.items()]).encode())
-  return {(name, severity): share for name, severity, share in json.loads(told)}, cut
+    done, codes, cut = stress_cells.read(lines, measure)
+  mine = [[*cell, share, codes[cell]] for cell, share in done.items()]
+  told = json.loads(hosts.from_first(json.dumps(mine).encode()))
+  done = {(name, severity): share for name, severity, share, _ in told}
+  return done, {(name, severity): code for name, severity, _, code in told}, cut
 
 
 def _pictures(
@@ -217,6 +224,7 @@ def overlap_with(
 ) -> tuple[overlap_effect.Effect, overlap.Matches, tuple[str, ...]]:
   """Searches near duplicates in training data, measures what they are worth, writes all of it.
 
+  Hashes or embeddings are kept in `output`/cache: the same call goes on after a kill.
   Args: threshold, None: that of THRESHOLDS.
   Returns: the effect; the matches, of which some lie past the threshold; notes in sentences.
   Raises: ChoiceError for training data that is not there; EvaluationError for a bad threshold.
@@ -231,7 +239,7 @@ def overlap_with(
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
   with _progress(console or rich.console.Console(quiet=True), "training images", len(seen)) as move:
-    matches = _search(on, seen, by, limit, move)
+    matches = _search(on, seen, by, limit, folder / "cache", move)
   overlapping = matches.overlapping(threshold)
   effect = overlap_effect.measure(on.top1, what.source, overlapping, what.name)
   facts = {
@@ -250,6 +258,7 @@ def _search(
   training: records.RecordSource,
   by: str,
   limit: float,
+  cache: pathlib.Path,
   move: Callable[[int], None],
 ) -> overlap.Matches:
   before = 0
@@ -259,8 +268,18 @@ def _search(
     move(read - before)
     before = read
 
+  source, batch = on.what.source, on.batch
   if by == "hash":
-    return overlap.search_by_hash(on.what.source, training, int(limit), progress=progress)
+    return overlap.search_by_hash(
+      source, training, int(limit), progress=progress, batch=batch, cache_dir=cache
+    )
   return overlap.search_by_embedding(
-    on.model, on.what.source, training, on.batch, limit, progress=progress
+    on.model,
+    source,
+    training,
+    batch,
+    limit,
+    progress=progress,
+    cache_dir=cache,
+    weights_hash=on.digest,
   )

@@ -6,7 +6,7 @@ import fcntl
 import pathlib
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -31,7 +31,7 @@ from clip_jax import (
 from clip_jax import config as config_lib
 from clip_jax.data import pipeline, records
 from clip_jax.data import tokenizer as tokenizer_lib
-from clip_jax.evaluation import tasks
+from clip_jax.evaluation import encoding, tasks
 from clip_jax.models import clip
 
 STUCK_SECONDS = 1800.0
@@ -92,6 +92,8 @@ def train(
     reader = _Reader(config, bad_records, checkpoints, log, stream, suspects, watch)
     step_fn = train_step.make_train_step(config, mesh)
 
+    if _evaluation_due(config, start) and not _evaluated(workdir, start):
+      _evaluate(config, state, tokenizer, evaluated, log, begin)
     previous: dict[str, jax.Array] | None = None
     stopping = False
     while done < config.steps and not stopping:
@@ -104,22 +106,21 @@ def train(
         stopping = reader.read(previous, done - 1)
       previous = current
       checkpoints.poll()
-      evaluate_now = config.evaluation.every_steps and done % config.evaluation.every_steps == 0
-      if evaluate_now and done < config.steps:
-        with log.time("evaluation"):
-          model = inference.Clip(config, state.params, tokenizer, batch_stats=state.batch_stats)
-          results = []
-          for task in evaluated:
-            begin(f"the evaluation of {task.name} after step {done}")
-            results += tasks.run(model, config, [task])
-          del model  # on a CPU it holds what the next step replaces
-        log.write(done, tasks.figures(results))
-      if done % config.checkpoint.every_steps == 0 or done == config.steps or stopping:
-        rest = {"step": state.step, "opt_state": state.opt_state, "guard": state.guard}
+      due = _evaluation_due(config, done)
+      if due:  # its line comes before its evaluation's, which may fail
+        stopping, previous = reader.read(current, done) or stopping, None
+      save = done % config.checkpoint.every_steps == 0 or done == config.steps or stopping
+      if save:
         begin(f"the checkpoint of step {done}")
-        with log.time("checkpoint"):
-          facts = {**page, **bad_records.counts()}
-          checkpoints.save(done, state.params, rest, facts, state.batch_stats)
+        _save(state, page, bad_records, checkpoints, log)
+      if due and not stopping:
+        try:
+          _evaluate(config, state, tokenizer, evaluated, log, begin)
+        except encoding.EvaluationError:  # no step is lost by it
+          if not save:
+            _save(state, page, bad_records, checkpoints, log)
+          checkpoints.wait()
+          raise
     if previous is not None:
       reader.read(previous, done)
     with log.time("checkpoint"):
@@ -130,6 +131,51 @@ def train(
   if done < config.steps:
     console.print(f"stopped at step {done} and saved in {workdir}; the same command continues")
   return done == config.steps
+
+
+def _evaluation_due(config: config_lib.Config, done: int) -> bool:
+  """Whether to evaluate after `done` steps; after the last of all `summary.finish` does."""
+  every = config.evaluation.every_steps
+  return 0 < done < config.steps and every > 0 and done % every == 0
+
+
+def _evaluated(workdir: pathlib.Path, step: int) -> bool:
+  """Whether the figures of that step are written, as the first process sees it."""
+  lines = metrics.read(workdir)
+  found = any(line["step"] == step and any("eval/" in k for k in line) for line in lines)
+  return bool(hosts.from_first(b"yes" if found else b""))
+
+
+def _evaluate(
+  config: config_lib.Config,
+  state: train_step.TrainState,
+  tokenizer: tokenizer_lib.Tokenizer,
+  evaluated: Sequence[tasks.Ready],
+  log: metrics.Log,
+  begin: Callable[[str], None],
+) -> None:
+  """Evaluates the weights of a step on all tasks, and logs the figures."""
+  step, results = int(state.step), list[tasks.Result]()
+  with log.time("evaluation"):
+    model = inference.Clip(config, state.params, tokenizer, batch_stats=state.batch_stats)
+    for task in evaluated:
+      begin(f"the evaluation of {task.name} after step {step}")
+      results += tasks.run(model, config, [task])
+  log.write(step, tasks.figures(results))
+
+
+def _save(
+  state: train_step.TrainState,
+  page: dict[str, Any],
+  bad_records: pipeline.BadRecords,
+  checkpoints: checkpoint.Checkpoints,
+  log: metrics.Log,
+) -> None:
+  """Begins to write the checkpoint of a step."""
+  rest = {"step": state.step, "opt_state": state.opt_state, "guard": state.guard}
+  with log.time("checkpoint"):
+    facts = {**page, **bad_records.counts()}
+    checkpoints.save(int(state.step), state.params, rest, facts, state.batch_stats)
 
 
 @contextlib.contextmanager

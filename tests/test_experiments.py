@@ -164,12 +164,29 @@ def test_the_state_lies_on_8_devices_and_on_256_chips(name):
 def test_the_page_is_what_the_tool_writes():
   text = (ROOT / "experiments" / "README.md").read_text()
   runs, targets = results_table.read_runs(), results_table.read_targets()
-  assert results_table.filled(text, targets, runs) == text
+  others = results_table.read_others()
+  assert results_table.filled(text, targets, others, runs) == text
   spoilt = text.replace("| 4.59 | 16 |", "| 4.59 | 12 |")
   assert spoilt != text
-  assert results_table.filled(spoilt, targets, runs) == text
+  assert results_table.filled(spoilt, targets, others, runs) == text
   with pytest.raises(ValueError, match="targets: end"):
-    results_table.filled(text.replace("<!-- targets: end -->", ""), targets, runs)
+    results_table.filled(text.replace("<!-- targets: end -->", ""), targets, others, runs)
+
+
+def test_published_runs_name_their_source_and_stand_in_one_table_only():
+  others = results_table.read_others()
+  lines = results_table.others_table(others).splitlines()
+  assert len(lines) == len(others) + 2
+  for run, line in zip(others, lines[2:], strict=True):
+    assert line.count(" | ") == 8, line
+    assert run["source"]
+    assert run["status"].startswith(("verified", "approximate"))
+    assert 0 < float(run["imagenet_zero_shot_top1"]) < 100
+  repeated = {(t["data"], t["imagenet_zero_shot_top1"]) for t in TARGETS.values()}
+  assert not repeated & {
+    (run["data"].partition(" (")[0].partition(":")[0], run["imagenet_zero_shot_top1"])
+    for run in others
+  }
 
 
 def test_a_run_with_imagenet_fills_its_cell():

@@ -343,6 +343,24 @@ TWO = """
     )
     np.testing.assert_array_equal(found.rows_ND, 3 * np.delete(ROWS, [3, 50], 0))
     assert len(found.left_out) == 2
+    mine = corrupt(*[17] * host)  # for the second alone
+    for batch in (7, 3):  # in which it is in the share of the first, and of the second
+      model = Model(batch=encoding.share(batch))
+      found = features.encode(model, mine, "embedding", batch, None, "w", skip_unreadable=True)
+      np.testing.assert_array_equal(found.rows_ND, np.delete(ROWS, 17, 0))
+    try:
+      features.encode(Model(batch=2), mine, "embedding", 3, None, "w")
+      raise AssertionError("not told")
+    except encoding.EvaluationError as error:
+      assert "shard-7, record 17: image cannot be decoded" in str(error), error
+    model = Model(batch=2)
+    model.tokens = lambda texts, truncate: None if host else int("x")  # the first alone
+    try:
+      encoding.encode_texts(model, ["a", "b", "c"], 3)
+      raise AssertionError("not told")
+    except ValueError as error:
+      assert "invalid literal" in str(error), error
+      assert isinstance(error, encoding.EvaluationError) == bool(host)
   print("done", own.exists())
 """
 

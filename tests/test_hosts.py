@@ -220,7 +220,8 @@ def test_other_processes_and_another_mesh_go_on(alone, two, four, tmp_path):
   assert ours["figures"] == theirs["figures"]
   assert ours["machine"]["device"].startswith("4 x")
   assert (rest.workdir / "report.html").exists()
-  account = [line["seconds/total"] for line in metrics.read(rest.workdir) if "seconds/total" in line]
+  lines = metrics.read(rest.workdir)
+  account = [line["seconds/total"] for line in lines if "seconds/total" in line]
   assert account == sorted(account)  # it goes on from start to start
   texts = ["a red circle", "two blue stars"]
   embeddings, wanted = (clip_jax.load(r.workdir).encode_text(texts) for r in (rest, alone))

@@ -219,3 +219,17 @@ def test_bad_splits_are_told():
   several = linear_probe.Split(train.features_ND, np.ones((300, 10), bool))
   with pytest.raises(linear_probe.ProbeError, match="few-shot wants one label"):
     linear_probe.few_shot(several, validation, test, 10, accuracy, 1, 0)
+
+
+def test_what_speaks_against_fits():
+  assert linear_probe.doubts([1.0, 1e5], [True, True]) == ()
+  assert linear_probe.doubts([], [True, False, False]) == (
+    "2 of 3 fits did not come to their minimum.",
+  )
+  assert linear_probe.doubts([1e-6, 1.0, 1e6, 1e6], [True] * 4) == (
+    "The lambda chosen, 1e-06, is an end of those tried.",
+    "The lambda chosen, 1e+06, is an end of those tried.",
+  )
+  lambda_, tried = linear_probe.sweep(lambda x: x)  # the more the better: the end itself
+  assert (lambda_, tried[0][0]) == (1e6, 1e6)
+  assert linear_probe.doubts([lambda_, linear_probe.sweep(lambda x: -x)[0]], [True]) != ()

@@ -1,5 +1,4 @@
 import io
-import math
 
 import numpy as np
 import pytest
@@ -79,6 +78,9 @@ class Thumbnails:
     grey[:, 0] += 1e-3  # a flat image has a direction too
     return unit(grey)
 
+  def tokens(self, texts, truncate=False):
+    raise NotImplementedError
+
   def encode_text(self, texts, truncate=False):
     raise NotImplementedError
 
@@ -122,8 +124,7 @@ def test_planted_duplicates_are_found_by_hash_whatever_the_block(block):
   assert [m.train_index for m in found.pairs] == [0, 7, 8, 22, 39]
   assert (found.evaluated, found.trained, found.unreadable) == (20, 40, 2)
   assert found == overlap.search_by_hash(*sources())
-  assert seen[-1] == 40
-  assert len(seen) == math.ceil(40 / block)
+  assert seen == [0, 40]
   np.testing.assert_array_equal(np.flatnonzero(found.overlapping()), list(PLANTED))
 
 
@@ -138,6 +139,71 @@ def test_planted_duplicates_are_found_by_embedding_whatever_the_block(batch, blo
   assert (found.evaluated, found.trained, found.unreadable) == (20, 40, 2)
   assert found.pairs[0].distance == pytest.approx(0, abs=1e-6)
   assert found == overlap.search_by_embedding(Thumbnails(8), *sources(), 8)
+
+
+class Killed(BaseException):
+  pass
+
+
+class Counted(Source):
+  """A source that counts what is read of it; dies at the record numbered `dies`."""
+
+  def __init__(self, source, fingerprint, dies=None):
+    super().__init__(source)
+    self.fingerprint, self.dies, self.read = fingerprint, dies, []
+
+  def __getitem__(self, index):
+    if index == self.dies:
+      raise Killed
+    self.read.append(index)
+    return self.records[index]
+
+
+def search(by, evaluated, training, folder=None, weights="w", **more):
+  if by == "hash":
+    return overlap.search_by_hash(evaluated, training, batch=1, cache_dir=folder, **more)
+  kept = {"cache_dir": folder, "weights_hash": weights}
+  return overlap.search_by_embedding(Thumbnails(1), evaluated, training, 1, **kept, **more)
+
+
+@pytest.mark.parametrize("by", ["hash", "embedding"])
+@pytest.mark.parametrize(("dies", "kept"), [(3, 0), (20, 16), (26, 24), (39, 24)])
+def test_a_killed_search_goes_on(tmp_path, monkeypatch, by, dies, kept):
+  """In parts of 24 and chunks of 16: what is whole is not read again, nor is the other side."""
+  monkeypatch.setattr(overlap, "_PART", 24)
+  evaluated, training = sources()
+  whole = search(by, evaluated, training)
+  assert [m.key for m in whole.pairs] == [f"eval {i}" for i in PLANTED]
+  assert (whole.trained, whole.unreadable) == (40, 2)
+
+  def sides(dies=None):
+    return Counted(evaluated, "e" * 64), Counted(training, "t" * 64, dies)
+
+  with pytest.raises(Killed):
+    search(by, *sides(dies), tmp_path)
+  seen, (left, right) = [], sides()
+  assert search(by, left, right, tmp_path, progress=seen.append) == whole
+  assert (left.read, right.read) == ([], list(range(kept, 40)))
+  assert seen[-1] == 40
+  left, right = sides()
+  assert search(by, left, right, tmp_path, block=7) == whole
+  assert (left.read, right.read) == ([], [])
+  # Other training data is read; so is the same for other weights, which no hash asks for.
+  right.fingerprint = "u" * 64
+  assert search(by, left, right, tmp_path) == whole
+  assert (left.read, right.read) == ([], list(range(40)))
+  left, right = sides()
+  assert search(by, left, right, tmp_path, weights="v") == whole
+  assert len(right.read) == (40 if by == "embedding" else 0)
+
+
+def test_what_was_kept_as_training_hides_no_bad_evaluated_image(tmp_path):
+  broken = Source([Record("a", b"junk", ()), Record("b", encoded(drawing(1)), ())])
+  left = MemorySource([Record("e", encoded(drawing(1)), ())], "e")
+  found = overlap.search_by_hash(left, broken, cache_dir=tmp_path)
+  assert ([m.train_key for m in found.pairs], found.unreadable) == (["b"], 1)
+  with pytest.raises(encoding.EvaluationError, match="record 0: image cannot be decoded"):
+    overlap.search_by_hash(broken, broken, cache_dir=tmp_path)
 
 
 def test_distances_are_those_of_every_pair():

@@ -9,6 +9,7 @@ import pytest
 from clip_jax.data.records import Record
 from clip_jax.evaluation import datasets, encoding
 from clip_jax.evaluation.paper import cells as paper_cells
+from clip_jax.evaluation.paper import results as paper_results
 from clip_jax.evaluation.paper import units as paper_units
 from clip_jax.evaluation.probe import linear_probe, logistic, probe_file
 
@@ -146,6 +147,21 @@ def test_one_probe_on_imagenet_serves_all_its_shifts(world, tmp_path, monkeypatc
   assert measure(world, tmp_path, "16", "ImageNet", True)[1].values[0].percent == 75.0
   assert measure(world, tmp_path, "16", "ImageNet-A", True)[1].values[0].percent == 100.0
   assert fits == [1000]
+  for key in ("ImageNet-A", "ImageNet-R"):
+    within = datasets.named(key)
+    asked = paper_units.Unit("figure13", dataset, True, within)
+    task = paper_units.task(asked, settings(tmp_path), paper_units.opener(settings(tmp_path)))
+    if key == "ImageNet-A":  # of whose classes the images of ImageNet are not
+      with pytest.raises(
+        datasets.NotAvailable, match="of the 4 images measured none is of a class"
+      ):
+        paper_cells.measure(task, world.weights(), settings(tmp_path), lambda *_: None)
+    else:  # two, and the one taken for another class; none of class 0
+      (value,) = paper_cells.measure(
+        task, world.weights(), settings(tmp_path), lambda *_: None
+      ).values
+      assert (value.percent, value.n) == (100.0, 3)
+  assert fits == [1000]
   with pytest.raises(datasets.NotAvailable, match="ObjectNet: which of ImageNet's classes"):
     measure(world, tmp_path, "16", "ObjectNet", True)
 
@@ -170,15 +186,16 @@ def test_images_left_out_of_training_are_told(world, tmp_path, monkeypatch):
   (tmp_path / "data" / "HatefulMemes" / "img" / "0.png").write_bytes(b"no image")
   with pytest.raises(encoding.EvaluationError, match=r"img/0\.png: image cannot be decoded"):
     measure(world, tmp_path, "10", "HatefulMemes", True)
-  _, found = measure(world, tmp_path, "10", "HatefulMemes", True, skip_unreadable=True)
-  assert [where.rpartition("/")[2] for where in found.left_out] == ["0.png"]
+  for _ in range(2):  # the second time of the kept probe
+    _, found = measure(world, tmp_path, "10", "HatefulMemes", True, skip_unreadable=True)
+    assert [where.rpartition("/")[2] for where in found.left_out] == ["0.png"]
+    assert found.fits == (paper_results.Fitted(1.0, 1, True),)
   assert fits == [11]
 
 
-def fit_of(classes=3, value=1.5):
-  return logistic.Fit(
-    np.full((4, classes), value, np.float32), np.ones(classes, np.float32), 0.25, 7, False
-  )
+def probe_of(classes=3, value=1.5):
+  weights_DC, bias_C = np.full((4, classes), value, np.float32), np.ones(classes, np.float32)
+  return probe_file.Probe(logistic.Fit(weights_DC, bias_C, 0.25, 7, False), 0.1, ("é", "\ud800"))
 
 
 def test_of_two_classes_of_one_name_the_first_is_found(world, tmp_path):
@@ -193,14 +210,15 @@ def test_a_probe_is_kept_by_what_it_was_trained_on(tmp_path):
 
   def learn(value):
     asked.append(value)
-    return fit_of(value=value)
+    return probe_of(value=value)
 
   for value in (1, 2):
     got = probe_file.kept(tmp_path, "these", 3, lambda value=value: learn(value))
-    assert (got.weights_DC == 1).all()
-    assert (got.objective, got.iterations, got.converged) == (0.25, 7, False)
-  assert (probe_file.kept(tmp_path, "those", 3, lambda: learn(3)).weights_DC == 3).all()
-  assert (probe_file.kept(None, "these", 3, lambda: learn(4)).weights_DC == 4).all()
+    assert (got.fit.weights_DC == 1).all()
+    assert (got.fit.objective, got.fit.iterations, got.fit.converged) == (0.25, 7, False)
+    assert (got.lambda_, got.left_out) == (0.1, ("é", "\ud800"))
+  assert (probe_file.kept(tmp_path, "those", 3, lambda: learn(3)).fit.weights_DC == 3).all()
+  assert (probe_file.kept(None, "these", 3, lambda: learn(4)).fit.weights_DC == 4).all()
   assert asked == [1, 3, 4]
   for value, place in ((5, 0.0), (6, 0.3), (7, 0.99)):
     for path in tmp_path.iterdir():
@@ -209,14 +227,14 @@ def test_a_probe_is_kept_by_what_it_was_trained_on(tmp_path):
       path.write_bytes(content)
     for other in (0, 100):
       got = probe_file.kept(tmp_path, "these", 3, lambda: learn(value + other))  # noqa: B023
-      assert (got.weights_DC == value).all()
+      assert (got.fit.weights_DC == value).all()
   assert all(path.suffix == ".probe" for path in tmp_path.iterdir())
 
 
 def test_a_probe_that_cannot_be_kept_is_a_warning(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.warns(RuntimeWarning, match="a trained probe is not kept"):
-    assert probe_file.kept(tmp_path / "file", "these", 3, fit_of).iterations == 7
+    assert probe_file.kept(tmp_path / "file", "these", 3, probe_of).fit.iterations == 7
 
 
 def test_a_record_without_captions_is_named(world, tmp_path, monkeypatch):
@@ -248,6 +266,9 @@ def test_units_of_the_tables():
   counts = {table: len(paper_units.units(table)) for table in paper_units.TABLES}
   assert counts == {"10": 27, "11": 27, "13": 2, "16": 16}
   assert {unit.column for unit in paper_units.units("13")} == {"MSCOCO", "Flickr30k"}
+  bases = [(unit.probed, unit.column) for unit in paper_units.bases()]
+  columns = ("ImageNet on ImageNet-A classes", "ImageNet on ImageNet-R classes")
+  assert bases == [(probed, column) for probed in (False, True) for column in columns]
 
 
 def test_a_data_set_by_its_key_or_as_a_table_calls_it():

@@ -17,13 +17,20 @@ CELLS = tuple(
 def test_results_come_back_as_they_were_kept(tmp_path):
   path = tmp_path / "results.jsonl"
   words = measured("9", "", "Food101", "metric", "accuracy", n=0, weights="")
-  for cell in (*CELLS, words):
+  fits = tuple(paper_results.Fitted(x, k, k < 2) for k, x in enumerate((1e6, 1, 0.5)))
+  probed = measured("10", left_out=("a.tar sample 1", "\ud800"), fits=fits)
+  for cell in (*CELLS, words, probed):
     paper_results.append(path, cell)
-  assert paper_results.read(path) == paper_results.Results((*CELLS, words), "")
-  assert set(json.loads(path.read_text().splitlines()[0])) == {
-    *("table", "model", "dataset", "metric", "value", "n"),
-    *("weights", "data", "prompts", "code", "seconds"),
-  }
+  assert paper_results.read(path) == paper_results.Results((*CELLS, words, probed), "")
+  first, *_, last = (json.loads(line) for line in path.read_text().splitlines())
+  older = ("table", "model", "dataset", "metric", "value", "n")
+  older += ("weights", "data", "prompts", "code", "seconds")
+  assert list(first) == [*older, "left_out", "fits"]
+  assert (first["left_out"], first["fits"]) == ([], [])
+  assert last["left_out"] == ["a.tar sample 1", "\ud800"]
+  assert last["fits"][2] == {"lambda": 0.5, "iterations": 2, "converged": False}
+  path.write_text(json.dumps({name: first[name] for name in older}) + "\n")
+  assert paper_results.read(path) == paper_results.Results(CELLS[:1], "")
   assert paper_results.read(tmp_path / "none.jsonl") == paper_results.Results((), "")
 
 
@@ -50,6 +57,7 @@ def test_a_last_line_that_lacks_only_its_end_counts(tmp_path):
   assert paper_results.read(path) == paper_results.Results(CELLS[:2], "")
 
 
+FIT = {"lambda": 1.0, "iterations": 3, "converged": True}
 LINE = dataclasses.asdict(CELLS[0])
 
 
@@ -70,6 +78,20 @@ LINE = dataclasses.asdict(CELLS[0])
     (json.dumps({**LINE, "table": "17"}), "table is '17': choose of 1, 9"),
     (json.dumps({**LINE, "model": "a\nb"}), "cannot be shown"),
     (json.dumps({**LINE, "model": "\ud800"}), "cannot be shown"),
+    *((json.dumps({**LINE, "left_out": v}), "want a list of text") for v in (None, "a", [1])),
+    *(
+      (json.dumps({**LINE, "fits": v}), "want a list of lambda, iterations, converged")
+      for v in (
+        None,
+        {},
+        [1],
+        [{"lambda": 1.0}],
+        [{**FIT, "converged": 1}],
+        [{**FIT, "x": 1}],
+        [{**FIT, "lambda": float("nan")}],
+        [{**FIT, "iterations": 1.5}],
+      )
+    ),
   ],
 )
 def test_other_bad_lines_are_named(tmp_path, line, words):

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import pytest
 import scipy.stats
@@ -31,10 +32,13 @@ def verdict(m):
 def test_published_figures_are_reproduced_by_themselves(table):
   (grid,) = paper_tables.compare(as_if_measured([table]), [table])
   holes = [c for c in grid.cells.values() if not c.cell.value]
-  assert grid.counts == {
-    "reproduced": len(published.cells(table)),
-    **({"not published": len(holes)} if holes else {}),
-  }
+  kinds = {"18": "as configured", "19": "as configured", "20": "as configured"}
+  expected = {kinds.get(table, "reproduced"): len(published.cells(table))}
+  if table == "9":
+    expected = {"reproduced": 27 * 3, "as configured": 27}
+  elif table == "figure2":  # of other data, whatever it comes to
+    expected = {"known to differ": 2}
+  assert grid.counts == expected | ({"not published": len(holes)} if holes else {})
   for c in grid.cells.values():
     assert c.shown == c.cell.value
     assert c.difference in ("", "0", "0.0", "0.00", "0.000")
@@ -90,16 +94,90 @@ def test_verdicts_of_a_share(value, difference, words):
   assert (found.difference, found.verdict) == (difference, words)
 
 
-def test_a_known_difference_says_why_and_excuses_no_more_than_others_saw():
-  """MNIST with RN50 is 66.6 in the paper; others differ by up to 26.17 points."""
+def assert_explained(names, low, high, *, metric="accuracy", n=None):
+  """Excused (or reproduced, within the tolerance) from low to high, and off beyond, in words."""
+  for value, inside in ((low + 0.01, 1), (high - 0.01, 1), (low - 0.01, 0), (high + 0.01, 0)):
+    found = verdict(measured(*names, metric, round(float(value), 2), n=n))
+    assert found.kind in (("known to differ", "reproduced") if inside else ("off",)), found.verdict
+    if not inside:
+      said = re.match(r"only (\S+) to (\S+) is explained \(.", found.why)
+      assert [float(said[1]), float(said[2])] == pytest.approx([low, high], abs=1e-6)
+
+
+def test_a_known_difference_says_why():
   found = verdict(measured(dataset="MNIST", value=57.55))
   assert found.kind == "known to differ"
   assert found.verdict.startswith("known to differ: does not reproduce from the released weights")
   assert verdict(measured(dataset="MNIST", value=66.9)).kind == "reproduced"
-  assert verdict(measured(dataset="MNIST", value=40.43)).kind == "known to differ"
   found = verdict(measured(dataset="MNIST", value=40.0))
-  assert found.verdict.startswith("off by -26.6: others measure up to 26.17 (does not reproduce")
-  assert verdict(measured(dataset="UCF101", value=1.0)).kind == "known to differ"  # no bound known
+  assert found.verdict.startswith("off by -26.6: only 56.61 to 67.54 is explained (does not")
+
+
+@pytest.mark.parametrize(
+  ("model", "dataset", "least", "most"),
+  [
+    # MNIST: of RN50 the paper has 66.6 and open_clip 57.55; RN50x16 differs by 12 points, RN50 not.
+    ("RN50", "MNIST", 57.55, 66.6),
+    # 54.1, and above it: open_clip and CLIP_benchmark 55.94.
+    ("ViT-B/16", "EuroSAT", 54.1, 55.94),
+    ("RN50x64", "KITTI", 30.94, 33.2),
+    ("ViT-L/14@336px", "KITTI", 21.9, 26.86),  # CLIP_benchmark; open_clip 26.16
+  ],
+)
+def test_a_model_is_excused_by_what_others_measured_of_it_in_that_direction(
+  model, dataset, least, most
+):
+  published_cell = cell(model=model, dataset=dataset)
+  share = float(published_cell.value) / 100
+  n = measured(dataset=dataset).n
+  tolerance = 100 * 2 * scipy.stats.binom.std(n, share) / n
+  assert tolerance > 0.5
+  tolerance = round(tolerance, 2)
+  assert_explained(("11", model, dataset), least - tolerance, most + tolerance)
+
+
+def test_a_model_that_nobody_measured_has_the_range_of_those_that_were():
+  """Probes of EuroSAT: CLIP_benchmark has three models, 1.31, 1.32 and 1.57 below the paper."""
+  assert_explained(("10", "ViT-L/14", "EuroSAT"), 98.2 - 1.31 - 0.5, 98.2 + 0.5)
+  assert_explained(("10", "ViT-L/14@336px", "EuroSAT"), 98.1 - 1.57 - 0.5, 98.1 + 0.5)
+
+
+@pytest.mark.parametrize(
+  ("table", "dataset", "printed", "up_to"),
+  [
+    ("10", "CLEVR", 53.6, 7),
+    ("10", "FER2013", 64.2, 3),
+    ("10", "UCF101", 81.6, 3),
+    ("10", "Birdsnap", 56.4, 5),
+    ("10", "Kinetics700", 57.2, 5),
+    ("10", "GTSRB", 82.4, 3),
+    ("10", "SUN397", 73.3, 5),
+    ("11", "CLEVR", 20.3, 7),
+    ("11", "RESISC45", 54.2, 3),
+    ("11", "FER2013", 42.2, 3),
+    ("11", "UCF101", 63.6, 3),
+    ("11", "Birdsnap", 32.6, 5),
+    ("11", "Kinetics700", 43.5, 5),
+  ],
+)
+def test_what_nobody_else_measured_has_a_bound_of_our_own(table, dataset, printed, up_to):
+  """RN50; a probe or a model at chance is far outside."""
+  metric = published.metrics()[dataset]
+  names = (table, "RN50", dataset)
+  assert_explained(names, printed - up_to, printed + up_to, metric=metric, n=1)
+  found = verdict(measured(*names, metric, 1.0, n=1))
+  assert found.kind == "off"
+  assert "ours" in found.why
+
+
+def test_every_known_difference_of_a_share_is_bounded():
+  """The widest is KITTI's, of which open_clip measures 25 points less with RN50, and MNIST's 26."""
+  for table in ("1", "10", "11", "12", "14", "15", "16", "figure5", "figure13"):
+    for c in published.cells(table):
+      for by in (-30.0, 30.0):
+        value = float(c.value) + by
+        found = verdict(measured(c.table, c.model, c.dataset, c.metric, round(value, 2), n=10_000))
+        assert found.kind == "off", (c, found.verdict)
 
 
 @pytest.mark.parametrize(
@@ -108,19 +186,27 @@ def test_a_known_difference_says_why_and_excuses_no_more_than_others_saw():
     (("9", "", "Food101", "classes"), 101, "known to differ", "101", "-1"),
     (("9", "", "Food101", "test size"), 25250, "reproduced", "25250", "0"),
     (("9", "", "Food101", "test size"), 25251, "off", "25251", "+1"),
-    (("9", "", "Food101", "metric"), "accuracy", "reproduced", "accuracy", ""),
+    (("9", "", "Food101", "classes"), 100, "off", "100", "-2"),
+    (("9", "", "Food101", "classes"), 103, "off", "103", "+1"),
+    (("9", "", "Birdsnap", "train size"), 40000, "known to differ", "40000", "-2283"),
+    (("9", "", "Birdsnap", "train size"), 4228, "off", "4228", "-38055"),
+    (("9", "", "EuroSAT", "train size"), 21600, "known to differ", "21600", "+11600"),
+    (("9", "", "EuroSAT", "train size"), 9999, "off", "9999", "-1"),
+    (("9", "", "Food101", "metric"), "accuracy", "as configured", "accuracy", ""),
     (("9", "", "Food101", "metric"), "ROC AUC", "off", "ROC AUC", ""),
-    (("18", "ViT", "", "adam epsilon"), 1e-6, "reproduced", "1e-6", "0"),
+    (("18", "ViT", "", "adam epsilon"), 1e-6, "as configured", "1e-6", "0"),
     (("18", "ViT", "", "adam epsilon"), 1.5e-6, "off", "1.5e-06", "+5e-07"),
-    (("19", "RN50x64", "", "learning rate"), 0.00036, "reproduced", "3.6e-4", "0.0"),
+    (("19", "RN50x64", "", "learning rate"), 0.00036, "as configured", "3.6e-4", "0.0"),
     (("19", "RN50", "", "ResNet width"), 64, "known to differ", "64", "-1984"),
-    (("19", "RN50", "", "ResNet blocks"), "3-4-6-3", "reproduced", "3-4-6-3", ""),
+    (("19", "RN50", "", "ResNet width"), 63, "off", "63", "-1985"),
+    (("19", "RN50x4", "", "ResNet width"), 64, "off", "64", "-2496"),
+    (("19", "RN50", "", "ResNet blocks"), "3-4-6-3", "as configured", "3-4-6-3", ""),
     (("figure9", "RN50", "", "GFLOPs an image"), 6.3, "reproduced", "6.3", "+0.2"),
     (("figure9", "RN50", "", "GFLOPs an image"), 12.2, "off", "12.2", "+6.1"),
     (("figure9", "RN50", "", "GFLOPs an image"), 5.793, "known to differ", "5.8", "-0.3"),
-    (("figure2", "contrastive", "", EFFICIENCY), 0.214, "off", "0.21", "-4"),
-    (("figure2", "contrastive", "", EFFICIENCY), 29.9, "off", "30", "+26"),
-    (("figure2", "contrastive", "", EFFICIENCY), 4.3, "reproduced", "4.3", "+0.3"),
+    (("figure2", "contrastive", "", EFFICIENCY), 0.214, "known to differ", "0.21", "-4"),
+    (("figure2", "contrastive", "", EFFICIENCY), 29.9, "known to differ", "30", "+26"),
+    (("figure2", "contrastive", "", EFFICIENCY), 4.0, "known to differ", "4", "0"),
   ],
 )
 def test_verdicts_of_other_tables(names, value, kind, shown, difference):
@@ -128,9 +214,15 @@ def test_verdicts_of_other_tables(names, value, kind, shown, difference):
   assert (found.kind, found.shown, found.difference) == (kind, shown, difference)
 
 
+def test_a_study_of_other_data_neither_reproduces_figure_2_nor_fails_to():
+  found = verdict(measured("figure2", "contrastive", "", EFFICIENCY, 4.0, n=0))
+  assert found.verdict == "known to differ: other data, model and scale"
+
+
 def test_other_images_excuse_only_a_measurement_on_other_images():
   """SUN397 with RN50 is 59.6; others test on 108,754 images where the paper has 19,850."""
   assert verdict(measured(dataset="SUN397", value=60.5, n=108754)).kind == "known to differ"
+  assert verdict(measured(dataset="SUN397", value=58.7, n=108754)).kind == "off"  # others: 59.94
   assert verdict(measured(dataset="SUN397", value=60.5, n=19850)).verdict == "off by +0.9"
 
 
@@ -150,21 +242,29 @@ def test_another_copy_is_excused_by_as_much_as_it_is_known_to_differ(size, kind)
 
 
 def test_what_is_known_of_a_cell_is_known_of_what_is_made_of_it():
-  """MNIST of Table 11 in Table 14 and Figure 5: others differ by up to 26.17 points."""
-  for names, printed in (
-    (("14", "CLIP zero-shot", "MNIST", "accuracy"), 88.4),
-    (("figure5", "zero-shot minus linear probe", "MNIST", "difference"), -10.0),
+  """MNIST of Table 11 in Table 14 and Figure 5: with ViT-L/14@336px others measure 9.59 less."""
+  for names, printed, tolerance in (
+    (("14", "CLIP zero-shot", "MNIST"), 88.4, 0.64),  # two standard errors of 10,000
+    (("figure5", "zero-shot minus linear probe", "MNIST"), -10.0, 1.0),
   ):
-    assert verdict(measured(*names, printed - 26)).kind == "known to differ"
-    assert verdict(measured(*names, printed - 27)).kind == "off"
+    metric = "accuracy" if names[0] == "14" else "difference"
+    low, high = printed - 9.59 - tolerance, printed + tolerance
+    assert_explained(names, round(low, 2), round(high, 2), metric=metric)
   linear = ("14", "CLIP linear", "MNIST", "accuracy")
   assert verdict(measured(*linear, 90.0)).kind == "off"
+
+
+def test_frames_of_videos_are_excused_as_far_as_table_11_is():
+  """80.3 of UCF101 in Table 15, 76.9 in Table 11, whose bound is 3 points."""
+  assert_explained(("15", "CLIP zero-shot", "UCF101"), 76.9 - 3, 80.3 + 3, n=1)
 
 
 def test_a_misprint_is_known():
   found = verdict(measured("figure5", "zero-shot minus linear probe", "KITTI", "difference", -45.2))
   assert found.verdict == "known to differ: misprint: Tables 10 and 11 give -45.2"
   assert found.difference == "-11.2"
+  wrong = measured("figure5", "zero-shot minus linear probe", "KITTI", "difference", -46.3)
+  assert verdict(wrong).kind == "off"  # 1 is the tolerance of a difference
 
 
 def test_fewer_images_than_the_papers_are_said():

@@ -6,9 +6,11 @@ import pathlib
 import xml.etree.ElementTree as ET
 
 import numpy as np
+import planted
 import pytest
 
 from clip_jax import cli
+from clip_jax import config as c
 from clip_jax.evaluation.paper import efficiency
 from tools import predictive_study as tool
 from tools.predictive import page, training
@@ -258,6 +260,13 @@ def test_settings_that_do_not_suit_are_told_before_the_first_step(study, capfd):
   assert "batch" in capfd.readouterr().err
   assert tool.main(_words(study, "--config.microbatches=2")) == 2
   assert "config.microbatches: 2; the study takes 1 only" in capfd.readouterr().err
+
+
+def test_images_of_several_classes_have_no_top1(tmp_path):
+  planted.World(tmp_path).test("VOC2007")
+  task = c.Task(dataset="VOC2007", source=c.Source(path=str(tmp_path)))
+  with pytest.raises(training.StudyError, match="images of VOC2007 show several classes"):
+    tool.opened(c.Config(evaluation=c.Evaluation((task,))), tmp_path / "runs", 3)
 
 
 def test_a_loss_that_is_not_finite_ends_the_study(study, monkeypatch):

@@ -16,7 +16,11 @@ from clip_jax.evaluation.stress import writers as stress_writers
 from clip_jax.evaluation.stress.cells import Cell, CellsError, Measure
 
 MEASURE = Measure("a" * 64, "b" * 64, "c" * 64)
-CELLS = [Cell("clean", 0, 0.8, 50, 1.5), Cell("fog", 1, 0.7, 50, 2.0), Cell("fog", 3, 0.5, 50, 2.0)]
+CELLS = [
+  Cell("clean", 0, 0.8, 50, 1.5, "v1"),
+  Cell("fog", 1, 0.7, 50, 2.0, "v2"),
+  Cell("fog", 3, 0.5, 50, 2.0, "v2"),
+]
 RESULT = stress.StressResult(
   "digits | test", 0.8, (1, 3), {"contrast": (0.75, 0.25), "fog": (0.7, 0.5)}
 )
@@ -30,9 +34,10 @@ def kept(path, cells=CELLS, measure=MEASURE):
 
 def test_what_is_measured_is_known_again(tmp_path):
   path = tmp_path / "results.jsonl"
-  assert stress_cells.read(path, MEASURE) == ({}, "")
+  assert stress_cells.read(path, MEASURE) == ({}, {}, "")
   kept(path)
-  done, cut = stress_cells.read(path, MEASURE)
+  done, codes, cut = stress_cells.read(path, MEASURE)
+  assert codes == {("clean", 0): "v1", ("fog", 1): "v2", ("fog", 3): "v2"}
   assert done == {("clean", 0): 0.8, ("fog", 1): 0.7, ("fog", 3): 0.5}
   assert cut == ""
   assert json.loads(path.read_text().splitlines()[1]) == {
@@ -41,13 +46,21 @@ def test_what_is_measured_is_known_again(tmp_path):
   }
   assert stress_cells.missing(done, ("fog", "snow"), (1, 3)) == 2
   assert stress_cells.missing({}, ("fog",), (1, 3)) == 3
+  older = [json.loads(line) for line in path.read_text().splitlines()]
+  path.write_text("".join(json.dumps({**line, "code": "v"}) + "\n" for line in older[:1]))
+  for line in older[1:]:
+    del line["code"]
+    path.write_text(path.read_text() + json.dumps(line) + "\n")
+  assert stress_cells.read(path, MEASURE)[:2] == (
+    done, {("clean", 0): "v", ("fog", 1): "", ("fog", 3): ""}
+  )  # fmt: skip
 
 
 def test_a_line_cut_by_a_kill_is_measured_again(tmp_path):
   path = tmp_path / "results.jsonl"
   kept(path)
   path.write_bytes(path.read_bytes()[:-9])
-  done, cut = stress_cells.read(path, MEASURE)
+  done, _, cut = stress_cells.read(path, MEASURE)
   assert list(done) == [("clean", 0), ("fog", 1)]
   assert cut == f"{path}:3: the last line was cut off while it was written and is ignored"
   kept(path, CELLS[2:])
@@ -68,7 +81,8 @@ def test_a_file_of_anything_else_is_refused(tmp_path, name):
   ("change", "words"),
   [
     *(({"accuracy": value}, "remove this line") for value in (1.5, None, True, "x", -0.1)),
-    *((({"severity": "1"}, "remove this line")), ({"extra": 1}, "wrong or missing: extra")),
+    *(({name: value}, "remove this line") for name, value in (("severity", "1"), ("code", 1))),
+    ({"extra": 1}, "wrong or missing: extra"),
   ],
 )
 def test_a_line_that_is_no_cell_is_named(tmp_path, change, words):

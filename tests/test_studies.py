@@ -12,7 +12,7 @@ from parsed_page import Page
 from test_inference import CONFIG
 
 import clip_jax
-from clip_jax import checkpoint, cli, probing, sharding, studies, train_step
+from clip_jax import checkpoint, cli, code_version, probing, sharding, studies, train_step
 from clip_jax import config as c
 from clip_jax.data import images, records, scenes
 from clip_jax.data import tokenizer as tokenizer_lib
@@ -68,7 +68,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 def run(capsys, *words):
-  code = cli.main([str(word) for word in words])
+  code = cli.main([*map(str, words), "--processes", "1"])  # JAX is in use here already
   return code, *capsys.readouterr()
 
 
@@ -191,6 +191,7 @@ def test_overlap_finds_what_training_has_seen(capsys, workdir, tmp_path, by):
   assert sorted(counted) == [
     (f"{('cat', 'dog')[i % 2]}/{i}.png", f"copy{i}.png") for i in (0, 4, 3)
   ]
+  assert len(list((tmp_path / "o" / "cache").glob("*.rows"))) == 2  # of both sides
   page = Page((tmp_path / "o" / "overlap.html").read_text())
   assert page.text.count("✓ overlap") == 3
   assert json.loads((tmp_path / "o" / "overlap.json").read_text())["overlap"] == found["overlap"]
@@ -306,4 +307,16 @@ def test_from_python_without_a_command_line(workdir, tmp_path):
   result, notes = studies.stress(setup, tmp_path / "o", ("fog",), (2,))
   assert result.severities == (2,)
   assert set(result.accuracy) <= set(corruptions.NAMES)
-  assert notes == ("8 of the 355 images of digits test were taken, drawn with seed 0.",)
+  taken = "8 of the 355 images of digits test were taken, drawn with seed 0."
+  assert notes == (taken,)
+  lines = tmp_path / "o" / "results.jsonl"
+  clean, fog = map(json.loads, lines.read_text().splitlines())
+  assert clean["code"] == fog["code"] == code_version.current()
+  del clean["code"]
+  lines.write_text("".join(json.dumps(x) + "\n" for x in (clean, {**fog, "code": "v1"})))
+  _, notes = studies.stress(setup, tmp_path / "o", ("fog",), (2,))
+  other = f"than this one, {fog['code']}: not known (1), v1 (1); give another --output, or remove "
+  assert notes[0].startswith("2 of 2 figures were measured by other versions of the code ")
+  assert f"{other}{lines}, to measure all anew." in notes[0]
+  assert notes[1:] == (taken,)
+  assert lines.read_text().count("\n") == 2  # told, and not measured again

@@ -1,41 +1,43 @@
-"""The three studies in two processes: the figures of one, the work shared, one writer."""
+"""The three studies by their commands in two processes: the figures of one, the work shared."""
 
-import dataclasses
+import contextlib
+import io
 import json
 
 import trees
 import two_processes
 from test_studies import workdir  # noqa: F401, a fixture
 
-from clip_jax import inference, studies
-from clip_jax.evaluation import chosen
+from clip_jax import cli, inference
 
-CELLS = (("fog", "contrast"), (1, 5))
 THRESHOLDS = {"hash": 0.0, "embedding": 1e-5}
 
 
+def said(verb, *words):
+  """What a command tells programs, but for where it wrote; empty where another process tells it."""
+  with contextlib.redirect_stdout(io.StringIO()) as out:
+    assert cli.main([verb, *map(str, words), "--json"]) == 0
+  found = json.loads(out.getvalue() or "{}")
+  return {name: value for name, value in found.items() if name not in ("page", "written")}
+
+
 def digits(weights, seed=0):
-  return studies.Setup(str(weights), chosen.Asked("digits"), limit=20, batch=8, seed=seed)
+  fixed = ("--data", "digits", "--limit", "20", "--batch", "8")
+  return ("--weights", str(weights), *fixed, "--seed", str(seed))
 
 
-def all_three(weights, root, output):
-  """What each study returns, as JSON has it; they write below `output`."""
-  result, notes = studies.predictions(digits(weights), output / "page.html", examples=20)
-  examples = [[e.key, e.label, e.rank, [name for name, _ in e.likeliest]] for e in result.examples]
-  found = {"predictions": [result.metrics(), result.confusion.tolist(), examples, notes]}
-  result, notes = studies.stress(digits(weights), output / "stress", *CELLS)
-  found["stress"] = [result.metrics(), notes]
-  pictures = studies.Setup(
-    str(weights), chosen.Asked(str(root / "eval")), batch=4, skip_unreadable=True
-  )
+def all_three(weights, root, output, *several):
+  """What each study says; they write below `output`."""
+  page = ("--output", output / "page.html", "--examples", 20)
+  found = {"predictions": said("predictions", *digits(weights), *page, *several)}
+  cells = ("--corruptions", "fog,contrast", "--severities", "1,5", "--output", output / "stress")
+  found["stress"] = said("stress", *digits(weights), *cells, *several)
+  pictures = ("--weights", weights, "--data", root / "eval", "--batch", 4)
+  pictures = (*pictures, "--corrupt-images", "skip", "--training", root / "seen")
   for by, threshold in THRESHOLDS.items():
-    effect, matches, notes = studies.overlap_with(
-      pictures, output / by, str(root / "seen"), by=by, threshold=threshold
-    )
-    pairs = [[pair.key, pair.train_key] for pair in matches.pairs if pair.distance <= threshold]
-    found[by] = [dataclasses.asdict(effect), sorted(pairs), matches.trained, matches.unreadable]
-    found[by].append(notes)
-  return json.loads(json.dumps(found))
+    more = ("--by", by, "--threshold", threshold, "--output", output / by)
+    found[by] = said("overlap", *pictures, *more, *several)
+  return found
 
 
 def counted(seen):
@@ -49,21 +51,30 @@ def counted(seen):
   return encode_image
 
 
+# A process joins a run once: at the first command, which the others then are part of.
 TWO = """
-  import json, pathlib, sys
-  from clip_jax import hosts
+  import contextlib, json, pathlib, sys
+  from clip_jax import cli, hosts, inference
   host, port, weights, folder = sys.argv[1], sys.argv[2], *map(pathlib.Path, sys.argv[3:])
-  hosts.start(f"127.0.0.1:{port}", 2, int(host), timeout_seconds=60)
-  with hosts.watched(12):
-    import jax
-    from clip_jax import inference, studies
-    from test_studies_in_two import all_three, counted, digits
-    assert (jax.process_count(), jax.device_count()) == (2, 4)
-    seen = []
+  from test_studies_in_two import all_three, counted, digits
+  start, watched, asked, seen = hosts.start, hosts.watched, [], []
+  several = ("--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process", host)
+  several += ("--heartbeat", "12")
+  with contextlib.ExitStack() as run:
+    def join(*given, heartbeat_seconds):
+      asked.append([*given, heartbeat_seconds])
+      if len(asked) == 1:
+        start(*given, heartbeat_seconds=heartbeat_seconds)
+        run.enter_context(watched(heartbeat_seconds))
+    hosts.start, hosts.watched = join, contextlib.nullcontext
     inference.Clip.encode_image = counted(seen)
-    found = all_three(weights, folder, folder / host)
+    found = all_three(weights, folder, folder / host, *several)
+    import jax
+    assert (jax.process_count(), jax.device_count()) == (2, 4)
+    assert asked == [[f"127.0.0.1:{port}", 2, int(host), 12.0]] * 4
     (folder / f"{host}.json").write_text(json.dumps([found, sum(seen)]))
-    studies.predictions(digits(weights, seed=int(host)), folder / "other.html")
+    other = ("--output", str(folder / "other.html"), "--debug")
+    cli.main(["predictions", *digits(weights, seed=int(host)), *other, *several])
 """
 
 
@@ -79,7 +90,7 @@ def test_two_processes_give_what_one_gives(workdir, tmp_path, monkeypatch):  # n
     (tmp_path / name).mkdir()
   alone, seen = tmp_path / "alone", []
   monkeypatch.setattr(inference.Clip, "encode_image", counted(seen))
-  wanted = all_three(workdir, tmp_path, alone)
+  wanted = all_three(workdir, tmp_path, alone, "--processes", "1")
   lines = (alone / "stress" / "results.jsonl").read_bytes().splitlines(keepends=True)
   trees.write(tmp_path / "0" / "stress" / "results.jsonl", b"".join(lines[:2]))
 
@@ -88,10 +99,10 @@ def test_two_processes_give_what_one_gives(workdir, tmp_path, monkeypatch):  # n
   assert (tmp_path / "1.json").exists(), said
   for host in "01":
     found, encoded = json.loads((tmp_path / f"{host}.json").read_text())
-    assert found == wanted
+    assert found == (wanted if host == "0" else {key: {} for key in wanted})
     assert 2 * encoded == sum(seen) - 2 * 24  # two cells of 20 images in batches of 8
-  assert [found[by][0]["overlapping"] for by in THRESHOLDS] == [3, 3]
-  assert "cannot be decoded" in found["hash"][-1][0]
+  assert [wanted[by]["overlapping"] for by in THRESHOLDS] == [3, 3]
+  assert "cannot be decoded" in wanted["hash"]["notes"][0]
   # What is written is what one process writes; the other one writes nothing.
   names = {path.relative_to(alone) for path in alone.rglob("*") if path.is_file()}
   assert names == {

@@ -1,12 +1,13 @@
 import dataset_trees
 import numpy as np
+import planted
 import pytest
 import trees
 from known_model import KnownModel, captioned, labelled
 
 from clip_jax import config as config_lib
-from clip_jax.data import pipeline
-from clip_jax.evaluation import datasets, prompts, tasks
+from clip_jax.data import labels, pipeline
+from clip_jax.evaluation import curves, datasets, encoding, prompts, report, tasks, zero_shot
 
 STAMPS = prompts.named("stamps")
 
@@ -87,8 +88,8 @@ def test_a_published_dataset_comes_with_its_prompts(tmp_path):
     published.names,
   )
   # the copy numbers the classes from the other end
-  labels = [ready.source[i].label for i in range(4)]
-  assert labels == [published.classes[9 - k] for k in dataset_trees.images(dataset)]
+  found = [ready.source[i].label for i in range(4)]
+  assert found == [published.classes[9 - k] for k in dataset_trees.images(dataset)]
 
 
 def test_a_published_retrieval_takes_all_captions(tmp_path):
@@ -108,3 +109,49 @@ def test_a_dataset_that_is_not_there_says_how_to_get_it(tmp_path):
   config = config_lib.Config(evaluation=config_lib.Evaluation((task,)))
   with pytest.raises(datasets.NotAvailable, match=r"Food101 test: not available in .*To get it"):
     tasks.ready(config)
+
+
+# An accuracy, VOC's several classes, HatefulMemes' two, and one in which classes count alike.
+@pytest.mark.parametrize(
+  ("key", "logged"),
+  [
+    ("CIFAR10", "top1"),
+    ("VOC2007", "11_point_map"),
+    ("HatefulMemes", "roc_auc"),
+    ("OxfordPets", "mean_per_class"),
+    ("Kinetics700", "mean_top1_top5"),
+  ],
+)
+def test_a_published_dataset_is_scored_by_its_own_metric(tmp_path, key, logged):
+  world = planted.World(tmp_path)
+  dataset = world.test(key)
+  task = config_lib.Task("", dataset=key, source=config_lib.Source(path=str(tmp_path)))
+  config = config_lib.Config(evaluation=config_lib.Evaluation((task,), batch=64))
+  (result,) = tasks.run(world.model, config, tasks.ready(config))
+  expected = pytest.approx(planted.EXPECTED[dataset.metric] / 100)
+  assert next(iter(result.metrics())) == logged
+  assert tasks.figures([result])[f"eval/{key}/{logged}"] == expected
+  assert tasks.figures([result])[f"eval/{key}/n"] == 4
+  first, *others = report.rows(result)
+  name = "top-1" if logged == "top1" else dataset.metric
+  assert (first.measure, first.value) == (name, expected)
+  assert name not in [row.measure for row in others]
+  assert curves.panels([{"step": 1, **tasks.figures([result])}])
+
+
+def test_images_of_several_classes_count_for_each(tmp_path):
+  """Two of three images show two classes, one of them as difficult: by hand."""
+  rows = [[1.0, 0.0], [0.6, 0.8], [0.8, 0.6]]
+  model = KnownModel(rows, {"cat": [1, 0], "dog": [0, 1]}, 2)
+  joined = [labels.join(["cat", "dog"]), labels.join(["dog"], ["cat"]), labels.join(["cat"])]
+  found = zero_shot.evaluate_several(
+    model, labelled(joined), ("cat", "dog"), np.eye(2), "11-point mAP", 2, name="pets"
+  )
+  # cat: images 0 and 2 are the first two of the two that count. dog: of 1, 2, 0 the first and last
+  # are right, 6 points of precision 1 up to recall 0.5, and 5 of 2/3.
+  assert found.metrics() == {"11_point_map": pytest.approx((1 + (6 + 5 * 2 / 3) / 11) / 2), "n": 3}
+  wrong = labelled(["cat", labels.join(["cat", "cow"])])
+  with pytest.raises(
+    encoding.EvaluationError, match=r"shard-7, record 1: .*'cow' is none of the 2"
+  ):
+    zero_shot.evaluate_several(model, wrong, ("cat", "dog"), np.eye(2), "11-point mAP", 2)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -31,6 +32,7 @@ from clip_jax import (
 )
 from clip_jax import config as c
 from clip_jax.data import pipeline, records
+from clip_jax.evaluation import tasks
 from clip_jax.interop import exports, sources
 
 STEPS = 60
@@ -247,6 +249,78 @@ def test_two_in_one_workdir_are_refused(config, tmp_path):
 def test_what_changes_no_value_is_not_refused(trained):
   config, workdir = trained
   assert _run(dataclasses.replace(config, name="another", log_every_steps=3), workdir)
+
+
+class _Gone(Exception):
+  """What ends a run in the tests below."""
+
+
+def _watched_evaluations(monkeypatch, fail=False):
+  """The steps that are evaluated from now on; with `fail` every evaluation raises."""
+  steps, run_tasks, write = [], tasks.run, metrics.Log.write
+
+  def run(*given):
+    if fail:
+      raise _Gone
+    return run_tasks(*given)
+
+  def watch(log, step, values):
+    steps.extend({step for name in values if name.startswith("eval/")})
+    write(log, step, values)
+
+  monkeypatch.setattr(tasks, "run", run)
+  monkeypatch.setattr(metrics.Log, "write", watch)
+  return steps
+
+
+def _evaluating(config, every_steps):
+  """Of the first digits only; a checkpoint for each evaluation and no other before the end."""
+  (digits,) = config.evaluation.tasks
+  tasks_of = (dataclasses.replace(digits, limit=8),)
+  evaluation = c.Evaluation(tasks_of, every_steps=every_steps, batch=8)
+  kept = c.Checkpoint(every_steps=100)
+  return dataclasses.replace(config, evaluation=evaluation, checkpoint=kept)
+
+
+def test_a_step_is_saved_before_an_evaluation_that_fails_and_evaluated_after(
+  trained, tmp_path, monkeypatch
+):
+  config, unbroken = trained
+  config = _evaluating(config, 4)
+  with monkeypatch.context() as patch:
+    assert _watched_evaluations(patch, fail=True) == []
+    for _ in range(2):  # until it is repaired no step is lost, and none is left out
+      with pytest.raises(_Gone):
+        _run(config, tmp_path)
+      assert _leaves(tmp_path)[0] == 4
+      assert sorted(_history(tmp_path)) == [1, 2, 3, 4]
+  evaluated = _watched_evaluations(monkeypatch)
+  assert _run(config, tmp_path)
+  assert evaluated == [4]
+  assert [line["step"] for line in metrics.read(tmp_path) if "eval/d/top1" in line] == [4]
+  assert _leaves(tmp_path) == _leaves(unbroken)
+  assert _history(tmp_path) == _history(unbroken)
+
+
+def test_an_evaluation_that_was_made_is_not_made_again(trained, tmp_path, monkeypatch):
+  config, unbroken = trained
+  config = _evaluating(config, 4)
+  evaluated, place = _watched_evaluations(monkeypatch), train._place
+  calls = itertools.count(1)
+
+  def failing(*given):
+    if next(calls) > 5:
+      raise _Gone
+    return place(*given)
+
+  monkeypatch.setattr(train, "_place", failing)
+  with pytest.raises(_Gone):
+    _run(config, tmp_path)
+  assert (_leaves(tmp_path)[0], evaluated) == (4, [4])
+  monkeypatch.setattr(train, "_place", place)
+  assert _run(config, tmp_path)
+  assert evaluated == [4]
+  assert _history(tmp_path) == _history(unbroken)
 
 
 def test_a_finished_workdir_trains_no_more(trained):

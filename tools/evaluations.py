@@ -1,4 +1,4 @@
-"""Every kind of evaluation, on the real images that are at hand and the models trained here.
+"""The evaluations of this project, on the real images that are at hand and the models trained here.
 
   make prepare && make evaluations        or: python tools/evaluations.py [NAME ...]
 
@@ -36,9 +36,10 @@ class Study:
   words: str
   page: str = ""  # the name of the page, where --output is a file
   note: str = ""  # what to think of it
+  option: str = "--output"  # what the verb calls the place of its page or folder
 
   def command(self, output: pathlib.Path) -> list[str]:
-    return [*self.words.split(), "--output", str(output / self.page), "--json"]
+    return [*self.words.split(), self.option, str(output / self.page), "--json"]
 
 
 _FASHION = "--weights runs/fashion_mnist --data data/fashion_mnist --prompts fashion_mnist"
@@ -48,21 +49,41 @@ _DIGITS, _MNIST = (
 )
 _STAMPS = "--weights runs/clipart --data data/clipart --split stamps_test --prompts stamps"
 _MODELS = "demo=runs/demo clipart=runs/clipart"  # the other reads no more than 16 tokens
-_TABLES = "10,11,13,16,1,9,12,14,15,18,19,20,figure5,figure9,figure13"
+_TABLES = "10,11,13,16,1,9,12,14,15,18,19,20,figure2,figure5,figure9,figure13"
+_FIGURE_2 = "--predictive docs/predictive.json"
 
 STUDIES = {
-  "paper": Study("The paper's tables", f"paper --models {_MODELS} --tables {_TABLES} --data data"),
+  "paper": Study(
+    "The paper's tables", f"paper --models {_MODELS} --tables {_TABLES} --data data {_FIGURE_2}"
+  ),
+  "clipart": Study(
+    "Clip art and its captions; stamps",
+    "evaluate --weights runs/clipart",
+    "report.html",
+    option="--report",
+  ),
+  "demo": Study(
+    "Drawn scenes and handwritten digits",
+    "evaluate --weights runs/demo",
+    "report.html",
+    option="--report",
+  ),
   "probe_fashion_mnist": Study("Probes on Fashion-MNIST", f"probe {_FASHION}"),
   "probe_mnist": Study("Probes on MNIST", f"probe {_MNIST}"),
+  "probe_digits": Study("Probes on scikit-learn's digits", f"probe {_DIGITS}"),
   "stress_fashion_mnist": Study(
     "Corrupted photos of Fashion-MNIST", f"stress {_FASHION} --limit 1000"
   ),
   "stress_digits": Study("Corrupted digits", f"stress {_DIGITS}"),
+  "stress_stamps": Study("Corrupted stamps", f"stress {_STAMPS}"),
   "overlap_fashion_mnist": Study(
     "Fashion-MNIST's test photos in its training photos",
     f"overlap {_FASHION} --training data/fashion_mnist",
     note="Of 28 pixels a hash of 64 bits sees little but the outline: two boots are duplicates to "
     "it, as its page shows. Such pictures are too small for it.",
+  ),
+  "overlap_digits": Study(
+    "Digits held out in the digits that were trained on", f"overlap {_DIGITS} --training digits"
   ),
   "overlap_stamps": Study(
     "Stamps held out in the clip art that was trained on",
@@ -74,6 +95,7 @@ STUDIES = {
     "Single photos of Fashion-MNIST", f"predictions {_FASHION} --halves", "page.html"
   ),
   "predictions_mnist": Study("Single digits of MNIST", f"predictions {_MNIST}", "page.html"),
+  "predictions_digits": Study("Single digits", f"predictions {_DIGITS}", "page.html"),
   "predictions_stamps": Study("Single stamps", f"predictions {_STAMPS}", "page.html"),
 }
 

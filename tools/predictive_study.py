@@ -84,10 +84,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def opened(config: config_lib.Config, workdir: pathlib.Path, evaluations: int) -> Study:
   """Everything that can be wrong is found before the first step.
 
-  Raises: StudyError for settings that the objectives do not share; ValueError, OSError.
+  Raises: StudyError for settings that the objectives do not share, or images of several classes;
+    ValueError, OSError.
   """
   task = training.checked_task(config)
   evaluated = tasks.ready(config)[config.evaluation.tasks.index(task)]
+  if evaluated.several:
+    raise training.StudyError(
+      f"config.evaluation.tasks: images of {evaluated.name} show several classes; the figure is of "
+      "top-1 accuracy, which wants one"
+    )
   sources = train.open_sources(config)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch(config.data.batch_pairs, mesh)

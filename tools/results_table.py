@@ -1,10 +1,11 @@
-"""The two tables of experiments/README.md: runs to repeat, with their targets, and measured runs.
+"""The tables of experiments/README.md: runs to repeat, others' runs, and measured runs.
 
 python tools/results_table.py runs/demo runs/fashion_mnist ...   # add or replace these runs
 python tools/results_table.py                                    # write the tables anew
 
 Measured runs come from their results.json, kept in experiments/results.jsonl; what to expect of the
-others from their configs and experiments/targets.csv.
+others from their configs and experiments/targets.csv. Runs that no experiment here repeats are in
+experiments/published_runs.csv.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from clip_jax import config as config_lib
 from clip_jax.models import clip, presets
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
-TARGETS, RESULTS, PAGE = "targets.csv", "results.jsonl", "README.md"
+TARGETS, OTHERS, RESULTS = "targets.csv", "published_runs.csv", "results.jsonl"
+PAGE = "README.md"
 
 # What an estimate of cost rests on: the backward pass takes twice the forward pass's FLOPs, and
 # this share of what a v5e chip can do is reached.
@@ -43,7 +45,7 @@ def main() -> int:
     runs[run["name"]] = {"date": datetime.date.today().isoformat(), **run}
   page = FOLDER / PAGE
   try:
-    text = filled(page.read_text(encoding="utf-8"), read_targets(), runs)
+    text = filled(page.read_text(encoding="utf-8"), read_targets(), read_others(), runs)
   except ValueError as error:
     print(f"error: {page}: {error}", file=sys.stderr)
     return 2
@@ -53,10 +55,18 @@ def main() -> int:
 
 
 def filled(
-  text: str, targets: Sequence[Mapping[str, str]], runs: Mapping[str, Mapping[str, Any]]
+  text: str,
+  targets: Sequence[Mapping[str, str]],
+  others: Sequence[Mapping[str, str]],
+  runs: Mapping[str, Mapping[str, Any]],
 ) -> str:
-  """The page with both tables anew. Raises: ValueError where the lines around one are missing."""
-  for name, rows in (("targets", targets_table(targets, runs)), ("results", table(runs))):
+  """The page with its tables anew. Raises: ValueError where the lines around one are missing."""
+  tables = {
+    "targets": targets_table(targets, runs),
+    "others": others_table(others),
+    "results": table(runs),
+  }
+  for name, rows in tables.items():
     begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
     if begin not in text or end not in text:
       raise ValueError(f"the lines {begin.strip()} and {end.strip()} are not in it")
@@ -111,6 +121,29 @@ def targets_table(
   return "\n".join(rows) + "\n"
 
 
+def others_table(others: Sequence[Mapping[str, str]]) -> str:
+  """Markdown: a row a published run that no experiment file repeats."""
+  rows = [
+    "| model | data | pairs seen, millions | epochs | batch | learning rate, weight decay | "
+    "ImageNet top-1, published | about | source (status) |",
+    "| --- | --- | ---: | ---: | ---: | --- | ---: | --- | --- |",
+  ]
+  for run in others:
+    cells = (
+      run["model"],
+      run["data"],
+      f"{float(run['pairs_seen_millions']):,g}" if run["pairs_seen_millions"] else "",
+      run["epochs"],
+      f"{int(run['batch_pairs']):,}" if run["batch_pairs"] else "",
+      ", ".join(filter(None, (run["learning_rate"], run["weight_decay"]))),
+      f"{run['imagenet_zero_shot_top1']}%",
+      run["about"],
+      f"{run['source']} ({run['status']})",
+    )
+    rows.append("| " + " | ".join(cells) + " |")
+  return "\n".join(rows) + "\n"
+
+
 def _model_name(model: config_lib.Model) -> str:
   shape = (model.image, model.text, model.embed_dim)
   return next(
@@ -160,8 +193,17 @@ def _figures(figures: Mapping[str, float]) -> list[tuple[str, float, float]]:
 
 
 def read_targets() -> list[dict[str, str]]:
-  """The rows of experiments/targets.csv."""
-  with (FOLDER / TARGETS).open(encoding="utf-8", newline="") as file:
+  """The rows of experiments/targets.csv, of runs that an experiment file repeats."""
+  return _read(TARGETS)
+
+
+def read_others() -> list[dict[str, str]]:
+  """The rows of experiments/published_runs.csv, of runs that none does."""
+  return _read(OTHERS)
+
+
+def _read(name: str) -> list[dict[str, str]]:
+  with (FOLDER / name).open(encoding="utf-8", newline="") as file:
     return list(csv.DictReader(file, strict=True))
 
 

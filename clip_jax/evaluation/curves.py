@@ -21,6 +21,9 @@ _TRAINING = (  # key in metrics.jsonl, title, unit
   ("train/mfu", "Model FLOP utilisation", PERCENT),
 )
 _EVALUATED = {  # metric, what to call it, where its chance level stands
+  "11_point_map": ("11-point mAP", ""),
+  "roc_auc": ("ROC AUC", ""),
+  "mean_top1_top5": ("mean(top1, top5)", ""),
   "top1": ("top-1", "chance"),
   "top5": ("top-5", ""),
   "image_to_text_R@1": ("image to text R@1", "image_to_text_chance_R@1"),

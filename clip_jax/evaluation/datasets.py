@@ -25,7 +25,7 @@ class DatasetError(ValueError):
 
 
 class NotAvailable(DatasetError):
-  """A data set that is not on this machine: where it was looked for, and how to get it."""
+  """A data set, or the images a figure is of, that are not on this machine: how to get them."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Records and texts -> embeddings in bounded chunks: what the evaluations have in common."""
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from clip_jax import hosts
 from clip_jax.data import records
 
+_T = TypeVar("_T")
 _ROWS = 4096  # whose similarities are computed at a time
 
 
@@ -28,8 +30,14 @@ class Model(Protocol):
   def encode_image(self, images: np.ndarray) -> np.ndarray:
     """uint8 [N, R, R, 3] -> unit-norm float32 [N, E]."""
 
-  def encode_text(self, texts: list[str], truncate: bool = False) -> np.ndarray:
-    """N strings -> unit-norm float32 [N, E]. Raises: ValueError on one too long, or cuts it."""
+  def tokens(self, texts: list[str], truncate: bool = False) -> Any:
+    """N strings as `encode_text` takes them too, made by this process alone.
+
+    Raises: ValueError on one too long, or cuts it.
+    """
+
+  def encode_text(self, texts: Any, truncate: bool = False) -> np.ndarray:
+    """N strings, or what `tokens` made of them, -> unit-norm float32 [N, E]. Raises: as it."""
 
 
 class FeatureModel(Model, Protocol):
@@ -50,6 +58,30 @@ def count(source: records.RecordSource, batch: int, limit: int) -> int:
   if n == 0:
     raise EvaluationError("the source has no records to evaluate; check its path and split")
   return n
+
+
+def agreed(step: Callable[[], _T]) -> _T:
+  """What `step` gives: work of each process by itself, before all go on into a collective.
+
+  Every process must call it. Where it raises a ValueError in one of several, so do all, in the
+  words of the first of them: none is left waiting for one that went away. Those that met no such
+  error themselves raise an EvaluationError.
+  """
+  if jax.process_count() == 1:
+    return step()
+  out: _T | None = None
+  own: ValueError | None = None
+  try:
+    out = step()
+  except ValueError as error:
+    own = error
+  mine = "" if own is None else str(own) or type(own).__name__
+  said = hosts.first_said(mine)
+  if own is not None and mine == said:
+    raise own
+  if said:
+    raise EvaluationError(said) from own
+  return cast(_T, out)
 
 
 def read(source: records.RecordSource, index: int) -> records.Record:
@@ -123,21 +155,17 @@ def _images(
   batch: int,
   visit: Callable[[int, records.Record], None],
 ) -> np.ndarray:
-  def encode(rows: range) -> np.ndarray:
-    chunk = [_decoded(model, source, i, seen.pop(i)) for i in rows]
-    chunk.extend(chunk[-1:] * (share(batch) - len(rows)))
-    return _rows(encoder(np.stack(chunk)), share(batch))[: len(rows)]
-
-  seen: dict[int, records.Record] = {}
-
-  def look(rows: range, own: range) -> None:
+  def prepare(rows: range, own: range) -> np.ndarray:
+    chunk = []
     for i in rows:
       record = read(source, i)
       visit(i, record)
       if i in own:
-        seen[i] = record
+        chunk.append(_decoded(model, source, i, record))
+    chunk.extend(chunk[-1:] * (share(batch) - len(own)))
+    return np.stack(chunk)
 
-  return _shared(n, batch, encode, look)
+  return _shared(n, batch, prepare, encoder)
 
 
 def encode_texts(
@@ -145,15 +173,17 @@ def encode_texts(
 ) -> np.ndarray:
   """Embeddings [N, E] of `texts`, `batch` at a time, the last chunk padded to `batch`.
 
-  Raises: EvaluationError naming the text whose embedding is not finite.
+  Raises: EvaluationError naming the text whose embedding is not finite; as `Model.tokens`.
   """
 
-  def encode(rows: range) -> np.ndarray:
-    chunk = [texts[i] for i in rows]
-    chunk.extend(chunk[-1:] * (share(batch) - len(rows)))
-    return _rows(model.encode_text(chunk, truncate), share(batch))[: len(rows)]
+  def prepare(_: range, own: range) -> Any:
+    chunk = [texts[i] for i in own]
+    return model.tokens([*chunk, *chunk[-1:] * (share(batch) - len(own))], truncate)
 
-  return _checked(_shared(len(texts), batch, encode), lambda i: f"text {texts[i]!r}")
+  def encoder(tokens: Any) -> np.ndarray:
+    return model.encode_text(tokens, truncate)
+
+  return _checked(_shared(len(texts), batch, prepare, encoder), lambda i: f"text {texts[i]!r}")
 
 
 def share(batch: int) -> int:
@@ -164,20 +194,21 @@ def share(batch: int) -> int:
 def _shared(
   n: int,
   batch: int,
-  encode: Callable[[range], np.ndarray],
-  look: Callable[[range, range], None] = lambda rows, own: None,
+  prepare: Callable[[range, range], Any],
+  encoder: Callable[[Any], Any],
 ) -> np.ndarray:
   """[n, E]: each process encodes its part of every chunk; all of them know the result.
 
-  All encode equally often, because a model that lies over several hosts asks for it: one without
-  rows in the last chunk encodes its first again.
+  `prepare` makes what the encoder takes of this process's rows of a chunk, padded; what it raises
+  in one process, all raise. All encode equally often, because a model that lies over several hosts
+  asks for it: one without rows in the last chunk encodes its first again.
   """
   out_NE, host, mine = np.zeros((0, 0), np.float32), jax.process_index(), share(batch)
   for start in range(0, n, batch):
     rows = range(start, min(start + batch, n))
     own = rows[host * mine : (host + 1) * mine]
-    look(rows, own or rows[:1])
-    rows_bE = encode(own or rows[:1])
+    ready = agreed(functools.partial(prepare, rows, own or rows[:1]))
+    rows_bE = _rows(encoder(ready), mine)[: len(own or rows[:1])]
     if not start:
       out_NE = np.zeros((n, rows_bE.shape[1]), np.float32)
     if own:

@@ -14,7 +14,7 @@ from clip_jax.evaluation import embedding_map as map_lib
 from clip_jax.evaluation import figures, pages, retrieval, zero_shot
 from clip_jax.evaluation.pages import percent
 
-Result = zero_shot.ZeroShotResult | retrieval.RetrievalResult
+Result = zero_shot.ZeroShotResult | zero_shot.SeveralResult | retrieval.RetrievalResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Row:
 
 def rows(result: Result) -> list[Row]:
   """The figures of a result, the one to quote first."""
+  if isinstance(result, zero_shot.SeveralResult):
+    return [_scored(result)]
   if isinstance(result, zero_shot.ZeroShotResult):
     classes = len(result.classes)
     shares = [("top-1", result.top1, result.chance)]
@@ -66,7 +68,10 @@ def rows(result: Result) -> list[Row]:
       for measure, share, chance in shares
     ]
     per_class = ("mean per class", result.mean_per_class, None, result.n, "images", None)
-    return [*out, Row(result.name, "zero-shot", *per_class)]
+    out.append(Row(result.name, "zero-shot", *per_class))
+    if result.metric == "accuracy":
+      return out
+    return [_scored(result), *(row for row in out if row.measure != result.metric)]
   return [
     Row(
       result.name,
@@ -84,6 +89,12 @@ def rows(result: Result) -> list[Row]:
     )
     for k in retrieval.KS
   ]
+
+
+def _scored(result: zero_shot.ZeroShotResult | zero_shot.SeveralResult) -> Row:
+  """A result's score by the metric of its data, which is no share of independent trials."""
+  named = (result.name, "zero-shot", result.metric, result.score)
+  return Row(*named, chance=None, n=result.n, of="images", interval=None)
 
 
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:

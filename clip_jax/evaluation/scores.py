@@ -4,6 +4,7 @@ Of classes that score exactly the same the first comes first: see `ranks`.
 Source: Table 9 (which metric belongs to which dataset).
 """
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,6 +30,11 @@ def score(metric: str, scores_NC: np.ndarray, labels: Labels) -> float:
     case "mean(top1, top5)":
       return mean_of_top1_and_top5(scores_NC, labels)
   raise EvaluationError(f"metric {metric!r}: no such metric; choose one of {', '.join(METRICS)}")
+
+
+def log_name(metric: str) -> str:
+  """What a metric is called in a run's log: "mean per class" is `mean_per_class`."""
+  return re.sub(r"\W+", "_", metric.lower()).strip("_")
 
 
 def accuracy(scores_NC: np.ndarray, labels: Labels) -> float:

@@ -16,7 +16,7 @@ from clip_jax.evaluation import (
   zero_shot,
 )
 
-Result = zero_shot.ZeroShotResult | retrieval.RetrievalResult
+Result = zero_shot.ZeroShotResult | zero_shot.SeveralResult | retrieval.RetrievalResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Ready:
   task: config_lib.Task
   source: records.RecordSource
   prompt_set: prompts.PromptSet | None  # None for a retrieval
+  metric: str = "accuracy"  # of a published dataset, its tables': one of `scores.METRICS`
+  several: bool = False  # whether an image is of several classes
 
   @property
   def name(self) -> str:
@@ -49,7 +51,7 @@ def _ready(task: config_lib.Task, config: config_lib.Config) -> Ready:
   if task.dataset:
     asked = chosen.Asked(task.source.path, dataset=task.dataset, prompts=task.prompts)
     found = chosen.choose(asked, resolution)
-    return Ready(task, found.source, found.prompt_set)
+    return Ready(task, found.source, found.prompt_set, found.metric, found.several)
   source = pipeline.open_source(task.source, resolution, config.seed)
   if task.kind == "retrieval":
     return Ready(task, source, None)
@@ -64,9 +66,10 @@ def _ready(task: config_lib.Task, config: config_lib.Config) -> Ready:
 
 
 def run(model: encoding.Model, config: config_lib.Config, opened: Sequence[Ready]) -> list[Result]:
-  """Evaluates `model` on the first `limit` records of each task.
+  """Evaluates `model` on the first `limit` records of each task, by its dataset's metric.
 
-  Raises: EvaluationError naming the record or text that cannot be evaluated.
+  Raises: EvaluationError naming the record or text that cannot be evaluated, or the metric that
+    these records do not have (ROC AUC where all are of one class).
   """
   return [_run(model, task, config.evaluation.batch) for task in opened]
 
@@ -78,16 +81,22 @@ def _run(model: encoding.Model, opened: Ready, batch: int) -> Result:
     return retrieval.evaluate(
       model, opened.source, batch, task.limit, all_captions=every, name=opened.name
     )
+  classes, class_CE = prompt_set.classes, classifier.classifier(model, prompt_set, None, "", batch)
+  if opened.several:
+    return zero_shot.evaluate_several(
+      model, opened.source, classes, class_CE, opened.metric, batch, task.limit, name=opened.name
+    )
   return zero_shot.evaluate(
     model,
     opened.source,
-    prompt_set.classes,
+    classes,
     prompt_set.templates,
     batch,
     task.limit,
     name=opened.name,
     held_out=prompt_set.held_out,
-    class_CE=classifier.classifier(model, prompt_set, None, "", batch),
+    class_CE=class_CE,
+    metric=opened.metric,
   )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from clip_jax.data import labels as labels_lib
 from clip_jax.data import records
 from clip_jax.evaluation import encoding, prompts, scores
 
@@ -51,6 +52,8 @@ class ZeroShotResult:
   class_CE: np.ndarray
   sample_NE: np.ndarray  # embeddings of up to 600 images, drawn at random
   sample_labels: np.ndarray  # int64 [N], indices into `classes`
+  metric: str  # one of `scores.METRICS`: by which these images are scored
+  score: float
 
   @property
   def chance(self) -> float:
@@ -64,13 +67,28 @@ class ZeroShotResult:
 
   def metrics(self) -> dict[str, float]:
     """Flat, for a line of JSON."""
-    return {
+    own = {} if self.metric == "accuracy" else {scores.log_name(self.metric): self.score}
+    return own | {
       "top1": self.top1,
       "top5": self.top5,
       "mean_per_class": self.mean_per_class,
       "chance": self.chance,
       "n": float(self.n),
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class SeveralResult:
+  """The score, between 0 and 1, on images of several classes each: no class is the right one."""
+
+  name: str
+  n: int  # images
+  metric: str  # one of `scores.METRICS`
+  score: float
+
+  def metrics(self) -> dict[str, float]:
+    """Flat, for a line of JSON."""
+    return {scores.log_name(self.metric): self.score, "n": float(self.n)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,16 +134,19 @@ def evaluate(
   seed: int = 0,
   halves: bool = True,
   class_CE: np.ndarray | None = None,
+  metric: str = "accuracy",
 ) -> ZeroShotResult:
   """Classifies the first `limit` records of `source` (0: all) by their nearest class embedding.
 
   Of classes that score exactly the same the first comes first, as everywhere: see `scores.ranks`.
   Args: halves, whether to draw half of the examples among the images that are right and half among
     the others, or all of them from all; class_CE, the classes' embeddings where they are not those
-    of `classes` in `templates`, or are known already: see `classifier`.
+    of `classes` in `templates`, or are known already: see `classifier`; metric, one of
+    `scores.METRICS`, by which the images are scored besides.
   Raises: EvaluationError naming the record whose image is bad or whose label is no class, or the
-    text or image whose embedding is not finite; PromptError for unusable classes or templates.
-  Source: section 3.1.
+    text or image whose embedding is not finite, or where `scores.score` cannot have the metric;
+    PromptError for unusable classes or templates.
+  Source: section 3.1; Table 9 (metrics).
   """
   n = encoding.count(source, batch, limit)
   if class_CE is None:
@@ -135,6 +156,8 @@ def evaluate(
     raise prompts.PromptError(f"{len(class_CE)} embeddings for {len(classes)} classes")
   image_NE, labels, keys = _embed(model, source, classes, n, batch)
   ranking = _rank(image_NE, class_CE, labels, model.logit_scale, batch)
+  top1 = float(np.mean(ranking.rank == 1))
+  by_top1 = metric == "accuracy"  # without all scores at once
   confusion = ranking.confusion(len(classes))
   rng = np.random.default_rng(seed)
   sample = np.sort(rng.permutation(n)[:_SAMPLE])
@@ -145,7 +168,7 @@ def evaluate(
     templates=tuple(templates),
     held_out=tuple(held_out),
     n=n,
-    top1=float(np.mean(ranking.rank == 1)),
+    top1=top1,
     top5=float(np.mean(ranking.rank <= 5)),
     mean_per_class=_mean_recall(confusion),
     confusion=confusion,
@@ -155,7 +178,42 @@ def evaluate(
     class_CE=class_CE,
     sample_NE=image_NE[sample],
     sample_labels=labels[sample],
+    metric=metric,
+    score=top1 if by_top1 else _score(metric, image_NE, class_CE, labels),
   )
+
+
+def evaluate_several(
+  model: encoding.Model,
+  source: records.RecordSource,
+  classes: Sequence[str],
+  class_CE: np.ndarray,
+  metric: str,
+  batch: int,
+  limit: int = 0,
+  *,
+  name: str = "",
+) -> SeveralResult:
+  """Scores the classes of the first `limit` records (0: all), whose labels are of `labels.join`.
+
+  Raises: EvaluationError as `evaluate`.
+  Source: section 3.1; Table 9 (Pascal VOC 2007: 11-point mAP).
+  """
+  n = encoding.count(source, batch, limit)
+  labels_NC = np.zeros((n, len(classes)), np.int8)
+
+  def visit(i: int, record: records.Record) -> None:
+    try:
+      labels_NC[i] = labels_lib.row(record.label or "", classes)
+    except labels_lib.LabelError as error:
+      raise encoding.EvaluationError(f"{source.locate(i)}: {error}") from error
+
+  image_NE = encoding.encode_images(model, source, n, batch, visit)
+  return SeveralResult(name, n, metric, _score(metric, image_NE, class_CE, labels_NC))
+
+
+def _score(metric: str, image_NE: np.ndarray, class_CE: np.ndarray, labels: np.ndarray) -> float:
+  return scores.score(metric, encoding.similarities(image_NE, class_CE), labels)
 
 
 def _embed(

@@ -1,8 +1,10 @@
 """Train-test overlap: which images of an evaluation set training has seen, and what that is worth.
 
 Near duplicates are found by a perceptual hash or by an embedding, the nearest training image of
-each evaluated one. The training data is read once, block by block: what stays in memory is one hash
-or embedding of every evaluated image, and one block of either side's distances.
+each evaluated one. The training data is read once, part by part: what stays in memory is one hash
+or embedding of every evaluated image, those of one part of the training images, and one block of
+either side's distances. With a cache folder hashes and embeddings are kept there as soon as they
+are made, by the content of the data: a killed search goes on.
 Source: section 5 and figure 17.
 Differs: the paper's detector is a model of its own, trained for it, with a threshold per dataset
 that people set by looking at pairs; here it is a hash or any image encoder, and the threshold is an
@@ -10,6 +12,8 @@ argument. Look at the pairs before you believe a threshold.
 """
 
 import dataclasses
+import functools
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -18,11 +22,17 @@ import scipy.fft
 
 from clip_jax.data import images, records
 from clip_jax.evaluation import encoding
+from clip_jax.evaluation.probe import features
 
 HASH_BITS = 64
 _HASH_SIDE = 32  # pixels that the hash looks at, a side
 _LOW = 8  # frequencies that it keeps, a side
 _LUMA = np.array([0.299, 0.587, 0.114])  # of red, green, blue. Source: ITU-R BT.601
+_HASH = "perceptual hash/1"  # part of what hashes are kept by: raise it when they change
+_PART = 32768  # training records whose hashes or embeddings are in memory, and in one file
+_UNREADABLE = "cannot be decoded"  # the label under which a training record is kept
+
+Path = str | os.PathLike[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +82,30 @@ def perceptual_hash(image: Any) -> int:
   equal hashes, and so have simple drawings on plain ground more often than photographs.
   Source: pHash's DCT hash (Zauner 2010), with the first row and column kept, as in ImageHash.
   """
-  small_RR3 = images.squash(images.as_image(image), _HASH_SIDE)
-  low = scipy.fft.dctn(small_RR3 @ _LUMA, type=2)[:_LOW, :_LOW].ravel().round(6)  # exact zeros
-  bits = low > np.median(low)
-  return int.from_bytes(np.packbits(bits).tobytes())
+  return int(_hashes(images.squash(images.as_image(image), _HASH_SIDE)[None])[0])
+
+
+def _hashes(image_NRR3: np.ndarray) -> np.ndarray:
+  """uint8 [N, 32, 32, 3] -> uint64 [N]."""
+  low_NVU = scipy.fft.dctn(image_NRR3 @ _LUMA, type=2, axes=(1, 2))[:, :_LOW, :_LOW]
+  low_NF = low_NVU.reshape(len(image_NRR3), -1).round(6)  # exact zeros
+  bit_NF = low_NF > np.median(low_NF, axis=1, keepdims=True)
+  return np.packbits(bit_NF, axis=1).view(">u8")[:, 0].astype(np.uint64)
+
+
+class _Hasher:
+  """Hashes as `features.encode` asks for features: four numbers of 16 bits, exact in float32."""
+
+  def fit(self, image: Any) -> np.ndarray:
+    return images.squash(images.as_image(image), _HASH_SIDE)
+
+  def image_features(self, image_NRR3: np.ndarray) -> np.ndarray:
+    return _hashes(image_NRR3).astype(">u8").view(">u2").reshape(-1, 4).astype(np.float32)
+
+
+def _of_features(row_N4: np.ndarray) -> np.ndarray:
+  """What `_Hasher` gave -> uint64 [N]."""
+  return row_N4.astype(">u2").view(">u8")[:, 0].astype(np.uint64)
 
 
 def search_by_hash(
@@ -84,77 +114,62 @@ def search_by_hash(
   threshold: int = 8,
   block: int = 2048,
   progress: Callable[[int], None] = lambda read: None,
+  *,
+  batch: int = 256,
+  cache_dir: Path | None = None,
 ) -> Matches:
   """Pairs whose hashes differ in at most `threshold` of 64 bits.
 
   Drawings that were resized or recompressed differ in up to 6 bits, those cropped by 2 % in 4 at
   the median and in up to 12; of 80,000 pairs of unrelated ones none in less than 14. Random hashes
   differ in 8 or less once in 3.6 thousand million pairs: look, or take less for much training data.
-  Training records that cannot be decoded are counted and left out. `progress` gets the number of
-  training records read so far after every block.
+  Training records that cannot be decoded are counted and left out; in a cache they stay so until
+  the data change. Of several processes all must call, and each hashes its part of every `batch`.
+  Args: block, so many rows and columns of distances at a time; progress, gets the number of
+    training records read so far; cache_dir, keeps the hashes, for a search to go on with.
   Raises: EvaluationError naming the evaluated record that cannot be decoded, or for a source
-    without records or a bad threshold or block.
+    without records or a bad threshold or block; OSError when the cache cannot be written.
   """
   if not 0 <= threshold < HASH_BITS / 2:
     raise encoding.EvaluationError(f"threshold {threshold}: want 0 to 31 of the 64 bits")
-  n = encoding.count(evaluated, block, 0)
-  hash_N, keys = np.zeros(n, np.uint64), []
-  for i in range(n):
-    record = encoding.read(evaluated, i)
-    try:
-      hash_N[i] = perceptual_hash(record.image)
-    except images.ImageError as error:
-      where = evaluated.locate(i)
-      raise encoding.EvaluationError(f"{where}: image cannot be decoded ({error})") from error
-    keys.append(record.key)
+  kept = _Kept(_Hasher(), "penultimate", batch, cache_dir, _HASH)
 
-  def blocks() -> Iterator[_Block]:
-    for start, stop in _ranges(len(training), block):
-      part = _Part(training, start, stop)
-      hashes = [perceptual_hash(part[i].image) for i in range(len(part))]
-      yield _Block(start, part.keys, np.array(hashes, np.uint64), part.bad)
-      progress(stop)
+  def hashes(part: "_Part", read: Callable[[int], None]) -> _Block:
+    found = kept(part, read)
+    return dataclasses.replace(found, features=_of_features(found.features))
 
-  def distances(rows_b: np.ndarray, columns_m: np.ndarray) -> np.ndarray:
-    return np.bitwise_count(rows_b[:, None] ^ columns_m[None])
+  def distances(row_b: np.ndarray, column_m: np.ndarray) -> np.ndarray:
+    return np.bitwise_count(row_b[:, None] ^ column_m[None])
 
-  encoding.count(training, block, 0)
-  return _nearest(hash_N, keys, blocks(), distances, float(threshold), block)
+  return _search(hashes, evaluated, training, distances, float(threshold), block, progress)
 
 
 def search_by_embedding(
-  model: encoding.Model,
+  model: encoding.FeatureModel,
   evaluated: records.RecordSource,
   training: records.RecordSource,
   batch: int,
   threshold: float = 0.05,
   block: int = 2048,
   progress: Callable[[int], None] = lambda read: None,
+  *,
+  cache_dir: Path | None = None,
+  weights_hash: str = "",
 ) -> Matches:
   """Pairs whose embeddings' cosine is at least 1 - `threshold`; `batch` images are encoded at once.
 
   Runs on all hosts, each of which encodes its part. What suits as a threshold depends on the model.
-  Raises: EvaluationError as `search_by_hash` does, and for an embedding that is not finite.
+  Args: as those of `search_by_hash`; weights_hash, of all that the model computes by, for a cache.
+  Raises: as `search_by_hash` does, and EvaluationError for an embedding that is not finite.
   """
   if not 0 <= threshold < 1:
     raise encoding.EvaluationError(f"threshold {threshold}: want 1 - cosine, from 0 to 1")
-  n, keys = encoding.count(evaluated, batch, 0), []
-  image_NE = encoding.encode_images(
-    model, evaluated, n, batch, lambda i, record: keys.append(record.key)
-  )
-  encoding.count(training, block, 0)
+  kept = _Kept(model, "embedding", batch, cache_dir, weights_hash)
 
-  def blocks() -> Iterator[_Block]:
-    for start, stop in _ranges(len(training), block):
-      part = _Part(training, start, stop)
-      train_ME = encoding.encode_images(model, part, len(part), batch, lambda i, record: None)
-      yield _Block(start, part.keys, train_ME, part.bad)
-      progress(stop)
+  def distances(row_bE: np.ndarray, column_mE: np.ndarray) -> np.ndarray:
+    return np.float32(1) - encoding.similarities(row_bE, column_mE)
 
-  def distances(rows_bE: np.ndarray, columns_mE: np.ndarray) -> np.ndarray:
-    return np.float32(1) - encoding.similarities(rows_bE, columns_mE)
-
-  return _nearest(image_NE, keys, blocks(), distances, threshold, block)
+  return _search(kept, evaluated, training, distances, threshold, block, progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,10 +181,67 @@ class _Block:
   features: np.ndarray
   bad: Collection[int]
 
+  def cut(self, start: int, stop: int) -> "_Block":
+    """Some of them."""
+    bad = {i - start for i in self.bad if start <= i < stop}
+    rows = self.features[start:stop]
+    return _Block(self.start + start, self.keys[start:stop], rows, bad)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+  """Features of a part, from the cache where they are there."""
+
+  model: Any  # what `features.encode` asks of one for features of that kind
+  kind: str
+  batch: int
+  cache_dir: Path | None
+  weights_hash: str
+
+  def __call__(self, part: "_Part", read: Callable[[int], None]) -> _Block:
+    """`read` is told how many records of the part are done."""
+    found = features.encode(
+      self.model,
+      part,
+      self.kind,
+      self.batch,
+      self.cache_dir,
+      self.weights_hash,
+      progress=lambda done, of: read(done),
+    )
+    bad = {i for i, label in enumerate(found.labels) if label == _UNREADABLE}
+    return _Block(part.start, [key for (key,) in found.captions], found.rows_ND, bad)
+
+
+def _search(
+  encode: Callable[["_Part", Callable[[int], None]], _Block],
+  evaluated: records.RecordSource,
+  training: records.RecordSource,
+  distances: Callable[[np.ndarray, np.ndarray], np.ndarray],
+  threshold: float,
+  block: int,
+  progress: Callable[[int], None],
+) -> Matches:
+  """Encodes both sides, the training images part by part, and compares them block by block."""
+  n, of = encoding.count(evaluated, block, 0), encoding.count(training, block, 0)
+  own = encode(_Part(evaluated, 0, n, whole=True), lambda done: None)
+
+  def blocks() -> Iterator[_Block]:
+    for start, stop in _ranges(of, _PART):
+      part = encode(_Part(training, start, stop), functools.partial(_after, progress, start))
+      for first, last in _ranges(stop - start, block):
+        yield part.cut(first, last)
+
+  return _nearest(own.features, own.keys, blocks(), distances, threshold, block)
+
 
 def _ranges(n: int, block: int) -> Iterator[tuple[int, int]]:
   for start in range(0, n, block):
     yield start, min(start + block, n)
+
+
+def _after(progress: Callable[[int], None], start: int, done: int) -> None:
+  progress(start + done)
 
 
 def _nearest(
@@ -208,31 +280,33 @@ def _nearest(
 
 
 class _Part:
-  """Records `start` to `stop` of `source`, decoded; in place of an unreadable one a grey pixel.
+  """Records `start` to `stop` of `source`, each with its key as a caption.
 
-  `bad` and `keys` are whole once every record was read.
+  One that cannot be decoded is an error where the `whole` must be there; else it is a grey pixel
+  with a label that says so.
   """
 
-  fingerprint = ""
+  def __init__(self, source: records.RecordSource, start: int, stop: int, whole: bool = False):
+    self._source, self.start, self._stop, self._whole = source, start, stop, whole
 
-  def __init__(self, source: records.RecordSource, start: int, stop: int):
-    self._source, self._start, self._stop = source, start, stop
-    self.bad: set[int] = set()
-    self.keys = [""] * (stop - start)
+  @property
+  def fingerprint(self) -> str:
+    return f"overlap/1 {self._source.fingerprint} {self.start} {self._stop} {self._whole}"
 
   def __len__(self) -> int:
-    return self._stop - self._start
+    return self._stop - self.start
 
   def __getitem__(self, index: int) -> records.Record:
+    if self._whole:
+      record = self._source[self.start + index]
+      return dataclasses.replace(record, captions=(record.key,), label=None)
     try:
-      record = self._source[self._start + index]
-      image = np.asarray(images.as_image(record.image))
+      record = self._source[self.start + index]
+      pixels_HW3 = np.asarray(images.as_image(record.image))
     except Exception:  # of any kind: a training set is searched although some of it is broken
-      self.bad.add(index)
-      record = records.Record(self.locate(index), b"", ())
-      image = np.full((1, 1, 3), 128, np.uint8)
-    self.keys[index] = record.key
-    return dataclasses.replace(record, image=image)
+      grey_113 = np.full((1, 1, 3), 128, np.uint8)
+      return records.Record("", grey_113, (self.locate(index),), _UNREADABLE)
+    return dataclasses.replace(record, image=pixels_HW3, captions=(record.key,), label=None)
 
   def locate(self, index: int) -> str:
-    return self._source.locate(self._start + index)
+    return self._source.locate(self.start + index)

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import numpy as np
 
 from clip_jax.evaluation import classifier, datasets, encoding, retrieval, scores
+from clip_jax.evaluation.paper.results import Fitted
 from clip_jax.evaluation.paper.units import CAPTIONS, Fold, Settings, Task
-from clip_jax.evaluation.probe import features, linear_probe, logistic, probe_file, splits
+from clip_jax.evaluation.probe import features, linear_probe, probe_file, splits
 from clip_jax.evaluation.shifts import accuracy as shift_accuracy
 
 
@@ -36,7 +37,8 @@ class Value:
 @dataclasses.dataclass(frozen=True)
 class Found:
   values: tuple[Value, ...]
-  left_out: tuple[str, ...]  # where the records stand that were left out
+  left_out: tuple[str, ...]  # where the records stand that were left out, in training too
+  fits: tuple[Fitted, ...] = ()  # of the probes, one a fold
 
 
 Progress = Callable[[str, int, int], None]  # of what, how many are done, of how many
@@ -46,20 +48,29 @@ def measure(given: Task, weights: Weights, settings: Settings, progress: Progres
   """Measures the figures of a unit; of several folds their mean.
 
   Every process must call it alike. Raises: EvaluationError naming the record that is bad, or whose
-    label is no class; PromptError, ProbeError, LogisticError, ShiftError; OSError.
+    label is no class; NotAvailable where no image is of a shift's classes; PromptError, ProbeError,
+    LogisticError, ShiftError; OSError.
   """
   if given.unit.table == "13":
     return _retrieval(given, weights, settings, progress)
   run = _probe if given.unit.probed else _zero_shot
   found = [run(given, fold, weights, settings, progress) for fold in given.folds]
-  sizes = [n for _, n, _ in found]
+  sizes = [one.n for one in found]
   distinct = {fold.test.fingerprint: n for fold, n in zip(given.folds, sizes, strict=True)}
-  percent = 100 * float(np.mean([share for share, _, _ in found]))
+  percent = 100 * float(np.mean([one.share for one in found]))
   value = Value(given.unit.dataset.metric, round(percent, 10), sum(distinct.values()))
-  return Found((value,), tuple(dict.fromkeys(where for _, _, left in found for where in left)))
+  left_out = tuple(dict.fromkeys(where for one in found for where in one.left_out))
+  return Found((value,), left_out, tuple(one.fit for one in found if one.fit))
 
 
-_Scored = tuple[float, int, tuple[str, ...]]  # a share, of how many images, and those left out
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+  """A share of so many images, those left out, and how the probe was fitted."""
+
+  share: float
+  n: int
+  left_out: tuple[str, ...]
+  fit: Fitted | None = None
 
 
 def _zero_shot(
@@ -85,32 +96,49 @@ def _probe(
   assert fold.train is not None
   kind, train = features.PROBED[settings.features], fold.train
   classes, metric = len(train.classes), functools.partial(scores.score, train.dataset.metric)
-  left_out: list[str] = []
 
-  def learn() -> logistic.Fit:
+  def learn() -> probe_file.Probe:
     seen = _features(train, kind, weights, settings, progress)
-    left_out.extend(seen.left_out)
     progress(f"{given.unit.dataset.key}: fitting", 0, 1)
     rest, validation = splits.own_validation(seen, train, _split(train, seen))
-    return linear_probe.learn(rest, classes, metric, validation).fit
+    learned = linear_probe.learn(rest, classes, metric, validation)
+    return probe_file.Probe(learned.fit, learned.lambda_, seen.left_out)
 
   key = features.cache_key(weights.model, train, kind, weights.hash)
   trained_on = f"{key} {train.dataset.metric} {settings.limit} {settings.skip_unreadable}"
-  fit = probe_file.kept(settings.cache, trained_on, classes, learn)
+  probe = probe_file.kept(settings.cache, trained_on, classes, learn)
   found = _features(fold.test, kind, weights, settings, progress)
-  share, n, left = _scored(given, fold.test, found, fit.scores(found.rows_ND))
-  return share, n, (*left_out, *left)
+  scored = _scored(given, fold.test, found, probe.fit.scores(found.rows_ND))
+  fit = Fitted(float(probe.lambda_), int(probe.fit.iterations), bool(probe.fit.converged))
+  return dataclasses.replace(scored, left_out=(*probe.left_out, *scored.left_out), fit=fit)
 
 
 def _scored(
   given: Task, copy: datasets.Copy, found: features.Features, scores_NC: np.ndarray
 ) -> _Scored:
   """By the data set's metric; over the classes of a shift where it has fewer than ImageNet."""
-  indices = given.unit.dataset.imagenet_indices
+  indices, within = given.unit.dataset.imagenet_indices, given.unit.within
+  if within:
+    return _scored_within(within, copy, found, scores_NC)
   if indices and len(indices) < scores_NC.shape[1]:
     scores_NC = shift_accuracy.restrict(scores_NC, [[k] for k in indices])
   share = scores.score(given.unit.dataset.metric, scores_NC, _split(copy, found).labels)
-  return share, len(scores_NC), found.left_out
+  return _Scored(share, len(scores_NC), found.left_out)
+
+
+def _scored_within(
+  within: datasets.Dataset, copy: datasets.Copy, found: features.Features, scores_NC: np.ndarray
+) -> _Scored:
+  """On ImageNet's images of the classes of a shift. Raises: NotAvailable where there are none."""
+  labels = _split(copy, found).labels
+  if not np.isin(labels, within.imagenet_indices).any():
+    raise datasets.NotAvailable(
+      f"{copy.dataset.key} {copy.split}: of the {len(labels)} images measured none is of a class "
+      f"of {within.key}; measure more (--limit), or all"
+    )
+  members = [[k] for k in within.imagenet_indices]
+  share, n = shift_accuracy.restricted_accuracy(scores_NC, labels, members)
+  return _Scored(share, n, found.left_out)
 
 
 def _retrieval(given: Task, weights: Weights, settings: Settings, progress: Progress) -> Found:

@@ -1,20 +1,26 @@
 """The compared tables as one page of HTML, with all that made a figure behind each cell."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from clip_jax.evaluation import pages
 from clip_jax.evaluation.paper import charts, published_notes
 from clip_jax.evaluation.paper import tables as paper_tables
 from clip_jax.evaluation.paper import verdicts as paper_verdicts
 
+Below = Mapping[str, Sequence[str]]  # a table's key -> what a reader must know of it
+NONE_BELOW: Below = {}
 
-def page(grids: Sequence[paper_tables.Grid], notes: Sequence[str] = ()) -> str:
+
+def page(
+  grids: Sequence[paper_tables.Grid], notes: Sequence[str] = (), below: Below = NONE_BELOW
+) -> str:
   """One page of HTML that holds its style, without scripts; nothing is fetched."""
   runs = [c.measured for grid in grids for c in grid.cells.values() if c.measured]
   return pages.render(
     "paper.html.j2",
     grids=grids,
     notes=notes,
+    below=below,
     kinds=paper_verdicts.KINDS,
     marks=paper_verdicts.MARKS,
     meanings=paper_verdicts.MEANINGS,
@@ -42,5 +48,6 @@ def provenance(c: paper_tables.Comparison) -> str:
   if run:
     for name in ("weights", "data", "prompts", "code"):
       lines.append(f"{name} {getattr(run, name) or 'none'}")
+    lines += [f"lambda {fit.lambda_:g}, {fit.iterations:,} iterations" for fit in run.fits]
     lines.append(f"{run.seconds:.1f} seconds")
   return "\n".join(lines)

@@ -94,7 +94,7 @@ TABLES: Mapping[str, Table] = types.MappingProxyType(
       Table("figure9", "Billions of multiply-adds an image", ("model",), ("metric",), "ratio"),
       Table(
         "figure13",
-        "Natural distribution shifts, ImageNet ResNet-101 beside zero-shot CLIP",
+        "Natural distribution shifts, ImageNet ResNet-101 beside CLIP, zero-shot and probed",
         ("model",),
         ("dataset", "metric"),
       ),

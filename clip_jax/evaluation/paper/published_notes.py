@@ -20,16 +20,21 @@ def test_images(dataset: str) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-  """Why a cell does not reproduce; `up_to`: the largest difference that others saw, in points.
+  """Why a cell does not reproduce, and from where to where around the published figure.
 
-  `when`: "other images", no reason for a measurement on as many images as the paper's test set has;
-  "other tools", no reason for one by this project at all, as it does what the paper did.
+  `least` and `most`: differences from it, at most and at least 0, that the reason explains: to the
+  figure that should stand there, or to what others measure with the same released weights. `up_to`:
+  how far beyond these, 0 where the tolerance alone is. `when`: "other images", no reason for a
+  measurement on as many images as the paper's test set has; "other tools", no reason for one by
+  this project at all, as it does what the paper did; "always", nothing is compared at all.
   """
 
   why: str
   source: str
-  up_to: decimal.Decimal | None
   when: str
+  least: decimal.Decimal
+  most: decimal.Decimal
+  up_to: decimal.Decimal
 
 
 def known_difference(cell: published.Cell) -> Known | None:
@@ -38,9 +43,32 @@ def known_difference(cell: published.Cell) -> Known | None:
     for row in published.rows("known_differences.csv"):
       names = ("model", "dataset", "metric")
       if row["table"] == place.table and all(row[n] in ("", getattr(place, n)) for n in names):
-        up_to = decimal.Decimal(row["up_to"]) if row["up_to"] else None
-        return Known(row["why"], row["source"], up_to, row["when"])
+        if row["figure"]:
+          explained = [decimal.Decimal(row["figure"]) - decimal.Decimal(cell.value)]
+        else:
+          explained = [] if row["up_to"] else _others(place)
+        return Known(
+          row["why"],
+          row["source"],
+          row["when"],
+          min([decimal.Decimal(0), *explained]),
+          max([decimal.Decimal(0), *explained]),
+          decimal.Decimal(row["up_to"] or 0),
+        )
   return None
+
+
+def _others(place: published.Cell) -> list[decimal.Decimal]:
+  """What others measure minus what is published: of the cell's model, or else of all that have it.
+
+  Models that nobody measured are given what all others of the data set have together.
+  """
+  found = {
+    cell.model: [decimal.Decimal(r.value) - decimal.Decimal(cell.value) for r in references(cell)]
+    for cell in published.cells(place.table)
+    if cell.dataset == place.dataset
+  }
+  return found.get(place.model) or [one for own in found.values() for one in own]
 
 
 @functools.cache

@@ -16,6 +16,15 @@ class ResultsError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Fitted:
+  """How the last fit of a linear probe ended, with the lambda that was chosen for it."""
+
+  lambda_: float
+  iterations: int
+  converged: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Measured:
   """One measured cell, in the unit in which the paper prints it, with all that made it.
 
@@ -35,9 +44,14 @@ class Measured:
   prompts: str  # hash of class names and templates
   code: str  # version or commit
   seconds: float
+  # Lines of older versions are without these.
+  left_out: tuple[str, ...] = ()  # where the records stand whose image cannot be decoded
+  fits: tuple[Fitted, ...] = ()  # of a linear probe, one a fold
 
   def __post_init__(self) -> None:
     for field in dataclasses.fields(self):
+      if field.name in _LATER:
+        continue
       value, kinds = getattr(self, field.name), _KINDS[field.name]
       if not isinstance(value, kinds) or isinstance(value, bool):
         raise ResultsError(f"{field.name} is {value!r}: want {_words(kinds)}")
@@ -59,6 +73,8 @@ class Measured:
 
 
 _NUMBER = (int, float)
+_LATER = ("left_out", "fits")
+_SHOWN = {field.name: field.name.rstrip("_") for field in dataclasses.fields(Fitted)}
 _KINDS: Mapping[str, tuple[type, ...]] = {
   **dict.fromkeys(("table", "model", "dataset", "metric"), (str,)),
   **dict.fromkeys(("weights", "data", "prompts", "code"), (str,)),
@@ -104,22 +120,47 @@ def append(path: str | os.PathLike[str], measured: Measured) -> None:
 
   Raises: OSError with the file's name, when it cannot be written.
   """
-  json_lines.append(path, dataclasses.asdict(measured))
+  values = dataclasses.asdict(measured)
+  values["fits"] = [{_SHOWN[name]: value for name, value in fit.items()} for fit in values["fits"]]
+  json_lines.append(path, values)
 
 
 def _parsed(path: pathlib.Path, number: int, values: Mapping[str, Any]) -> Measured:
   """Raises: ResultsError naming the line."""
   names = {field.name for field in dataclasses.fields(Measured)}
-  if set(values) != names:
-    odd = ", ".join(sorted(set(values) ^ names))
+  if odd := ", ".join(sorted(set(values) ^ names - (set(_LATER) - set(values)))):
     raise ResultsError(
       f"{path}:{number}: not a result (wrong or missing: {odd}); remove this line, or measure anew "
       "in another folder"
     )
   try:
-    return Measured(**values)
+    later = {"left_out": _places(values), "fits": _fits(values)}
+    return Measured(**{**values, **later})
   except ResultsError as error:
     raise ResultsError(f"{path}:{number}: {error}") from None
+
+
+def _places(values: Mapping[str, Any]) -> tuple[str, ...]:
+  """Raises: ResultsError for what is no list of text."""
+  found = values.get("left_out", [])
+  if not isinstance(found, list) or not all(isinstance(where, str) for where in found):
+    raise ResultsError(f"left_out is {found!r}: want a list of text")
+  return tuple(found)
+
+
+def _fits(values: Mapping[str, Any]) -> tuple[Fitted, ...]:
+  """Raises: ResultsError for what is no list of fits."""
+  found: Any = values.get("fits", [])
+  out: list[Fitted] = []
+  for fit in found if isinstance(found, list) else [None]:
+    own = fit if isinstance(fit, dict) else {}
+    given: list[Any] = [own.get(shown) for shown in _SHOWN.values()]
+    lambda_, iterations, converged = given
+    numbers = type(lambda_) in _NUMBER and math.isfinite(lambda_) and type(iterations) is int
+    if set(own) != set(_SHOWN.values()) or not numbers or not isinstance(converged, bool):
+      raise ResultsError(f"fits is {found!r}: want a list of {', '.join(_SHOWN.values())}")
+    out.append(Fitted(lambda_, iterations, converged))
+  return tuple(out)
 
 
 def _check_weights(

@@ -15,6 +15,7 @@ from clip_jax.evaluation import datasets, encoding, prompts
 from clip_jax.evaluation.paper import cells as paper_cells
 from clip_jax.evaluation.paper import efficiency, facts, published, views
 from clip_jax.evaluation.paper import models as paper_models
+from clip_jax.evaluation.paper import notes as paper_notes
 from clip_jax.evaluation.paper import progress as paper_progress
 from clip_jax.evaluation.paper import results as paper_results
 from clip_jax.evaluation.paper import tables as paper_tables
@@ -62,6 +63,7 @@ class Outcome:
   measured: int  # figures, in this run
   unavailable: Mapping[str, str]
   failures: tuple[str, ...]  # cells that could not be measured though their data are there
+  other_code: str  # in words which figures other versions of the code measured; or ""
 
 
 def run(
@@ -75,9 +77,10 @@ def run(
 ) -> Outcome:
   """Measures what `output`/results.jsonl does not hold yet, and writes the tables into `output`.
 
-  A cell is measured again where its data, prompts or settings are others than in the file. Ctrl-C
-  and SIGTERM end the run with the tables of what is there; the same command goes on. Every process
-  must call it alike; the first one reads and writes.
+  A cell is measured again where its data, prompts or settings are others than in the file, or all
+  are (`settings.remeasure`). Ctrl-C and SIGTERM end the run with the tables of what is there; the
+  same command goes on. Every process must call it alike; the first one reads and writes. What one
+  of them cannot measure, all leave out.
   Args: tables, keys of `published.TABLES`; only, keys of data sets, to measure no others (none:
     all).
   Raises: RunError for tables or data sets that there are not; ResultsError when the file is of
@@ -112,7 +115,8 @@ def run(
         state.write(named, keys, beside)
       raise
     grids = state.write(named, keys, beside)
-    return Outcome(grids, state.new, state.unavailable, tuple(state.failures))
+    other_code = paper_notes.other_code(grids, state.code)
+    return Outcome(grids, state.new, state.unavailable, tuple(state.failures), other_code)
 
 
 def _keys(tables: Sequence[str]) -> list[str]:
@@ -157,7 +161,8 @@ class _Run:
     weights = None
     for model in named if units else ():
       weights = paper_models.load(model)
-      hashes |= {unit.row(model.name, self.settings): weights.hash for unit in units}
+      for unit in units:
+        hashes |= dict.fromkeys(unit.rows(model.name, self.settings), weights.hash)
     if self.first:
       self.output.mkdir(parents=True, exist_ok=True)
       found = paper_results.read(self.output / RESULTS, hashes)
@@ -175,17 +180,20 @@ class _Run:
     self, unit: paper_units.Unit, weights: paper_cells.Weights, bar: paper_progress.Bar
   ) -> None:
     """One unit of work, unless it is done."""
-    name = f"Table {unit.table}, {unit.row(weights.name, self.settings)}, {unit.dataset.key}"
+    title = published.table(unit.table).title
+    name = f"{title}, {unit.row(weights.name, self.settings)}, {unit.column}"
     try:
       task = self._task(unit)
       if task is None or self._is_done(task, weights):
         bar.done(name, "")
         return
       began = time.monotonic()
-      found = paper_cells.measure(task, weights, self.settings, bar.part)
+      found = self._measured_by_all(task, weights, bar)
+    except datasets.NotAvailable as error:  # of no image here is there anything to measure
+      self.miss(unit, str(error))
+      bar.done(name, "not available")
+      return
     except _OF_A_CELL as error:
-      if jax.process_count() > 1:  # the others may be waiting for this one
-        raise
       self.failures.append(f"{name}: {error}")
       self.miss(unit, f"{weights.name} could not be measured: {error}")
       bar.done(name, "could not be measured")
@@ -193,16 +201,34 @@ class _Run:
     self._keep(task, weights, found, time.monotonic() - began)
     bar.done(name, f"{found.values[0].metric} {found.values[0].percent:.1f}")
 
+  def _measured_by_all(
+    self, task: paper_units.Task, weights: paper_cells.Weights, bar: paper_progress.Bar
+  ) -> paper_cells.Found:
+    """Raises: of _OF_A_CELL, on all processes where it is raised on one."""
+    if self.settings.remeasure:  # what other code kept of these weights is of no use
+      weights = dataclasses.replace(weights, hash=f"{weights.hash} by {self.code}")
+    return encoding.agreed(lambda: paper_cells.measure(task, weights, self.settings, bar.part))
+
   def _task(self, unit: paper_units.Unit) -> paper_units.Task | None:
-    """The unit's data and prompts, the same on all processes; None where they are not available."""
-    task, said = None, "not available"
-    try:
-      task = paper_units.task(unit, self.settings, self._copy_of)
-      said = f"{task.data} {task.prompts}"
-      self._notes |= dict.fromkeys(task.notes)
-    except datasets.NotAvailable as error:
-      self.miss(unit, str(error))
-      self.unavailable.setdefault(unit.dataset.key, str(error))
+    """The unit's data and prompts, the same on all processes; None where they are not available.
+
+    Raises: of _OF_A_CELL, on all processes where it is raised on one.
+    """
+
+    def opened() -> paper_units.Task | str:
+      try:
+        return paper_units.task(unit, self.settings, self._copy_of)
+      except datasets.NotAvailable as error:
+        return str(error)
+
+    found = encoding.agreed(opened)
+    task = None if isinstance(found, str) else found
+    said = "not available" if task is None else f"{task.data} {task.prompts}"
+    if isinstance(found, str):
+      self.miss(unit, found)
+      self.unavailable.setdefault(unit.dataset.key, found)
+    else:
+      self._notes |= dict.fromkeys(found.notes)
     if hosts.from_first(said.encode()).decode() != said:
       raise RunError(
         f"{unit.dataset.key}: process {jax.process_index()} has other data or prompts than process "
@@ -212,13 +238,17 @@ class _Run:
 
   def _is_done(self, task: paper_units.Task, weights: paper_cells.Weights) -> bool:
     """Whether all figures are there, of these data and prompts; others of the cell are dropped."""
-    unit, row = task.unit, task.unit.row(weights.name, self.settings)
-    keys = {(unit.table, row, unit.column, metric) for metric in unit.metrics}
-    latest = {m.key: m for m in self._measured if m.key in keys}
-    same = {k for k, m in latest.items() if (m.data, m.prompts) == (task.data, task.prompts)}
-    done = hosts.from_first(b"1" if same == keys else b"0") == b"1"
-    if not done:
-      self._measured = [m for m in self._measured if m.key not in keys]
+    unit, now = task.unit, (task.data, task.prompts)
+    rows = [
+      {(unit.table, row, unit.column, metric) for metric in unit.metrics}
+      for row in unit.rows(weights.name, self.settings)
+    ]
+    latest = {m.key: m for m in self._measured if any(m.key in keys for keys in rows)}
+    same = {key for key, m in latest.items() if (m.data, m.prompts) == now}
+    there = not self.settings.remeasure and any(keys <= same for keys in rows)
+    done = hosts.from_first(b"1" if there else b"0") == b"1"
+    drop = set(latest) - (same if done else set())
+    self._measured = [m for m in self._measured if m.key not in drop]
     return done
 
   def _keep(
@@ -229,13 +259,10 @@ class _Run:
     seconds: float,
   ) -> None:
     unit = task.unit
-    key = unit.dataset.key
-    left_out = (f"{key}: left out, its image cannot be decoded: {w}" for w in found.left_out)
-    self._notes |= dict.fromkeys(left_out)
     for value in found.values:
       measured = paper_results.Measured(
         table=unit.table,
-        model=unit.row(weights.name, self.settings),
+        model=unit.row(weights.name, self.settings, bool(found.left_out)),
         dataset=unit.column,
         metric=value.metric,
         value=value.percent,
@@ -245,6 +272,8 @@ class _Run:
         prompts=task.prompts,
         code=self.code,
         seconds=round(seconds, 3),
+        left_out=found.left_out,
+        fits=found.fits,
       )
       self._measured.append(measured)
       self.new += 1
@@ -256,6 +285,7 @@ class _Run:
   ) -> tuple[paper_tables.Grid, ...]:
     """The tables of what is there; the first process alone writes them."""
     grids: list[paper_tables.Grid] = []
+    latest = list({m.key: m for m in self._measured}.values())
     notes = dict.fromkeys(self._notes)
     for key in keys:
       units = views.units(key)
@@ -271,6 +301,9 @@ class _Run:
       notes |= dict.fromkeys(filled.notes)
     if self.first:
       large = {unit.table for key in keys for unit in views.units(key)}
-      shown = [m for m in self._measured if m.table in large]
-      paper_writers.write(self.output, grids, shown, tuple(notes))
+      shown = [m for m in latest if m.table in large]
+      notes |= dict.fromkeys(paper_notes.left_out(shown))
+      notes |= dict.fromkeys([paper_notes.other_code(grids, self.code)])
+      notes.pop("", None)
+      paper_writers.write(self.output, grids, shown, tuple(notes), paper_notes.fits(grids))
     return tuple(grids)

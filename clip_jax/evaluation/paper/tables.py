@@ -66,8 +66,8 @@ class Grid:
     return {why: tuple(where) for why, where in out.items()}
 
   def all_reasons(self) -> tuple[tuple[paper_verdicts.Kind, str, tuple[str, ...]], ...]:
-    """The reasons of all cells that are not reproduced: the verdict, why, and where."""
-    kinds = [kind for kind in paper_verdicts.KINDS if kind != "reproduced"]
+    """The reasons of all cells that are not as published: the verdict, why, and where."""
+    kinds = [k for k in paper_verdicts.KINDS if k not in ("reproduced", "as configured")]
     return tuple((k, why, where) for k in kinds for why, where in self.reasons(k).items() if why)
 
 

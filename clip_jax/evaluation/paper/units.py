@@ -15,6 +15,7 @@ import jax
 
 from clip_jax.data import contents, labels
 from clip_jax.evaluation import datasets, opening, prompts
+from clip_jax.evaluation.shifts import robustness
 
 TABLES = ("10", "11", "13", "16")
 CAPTIONS = 5  # of an image, in retrieval
@@ -35,6 +36,7 @@ class Settings:
   batch: int
   limit: int = 0  # first records of every split; 0: all
   skip_unreadable: bool = False  # leave images out that cannot be decoded
+  remeasure: bool = False  # what is measured already too, and of nothing that older code kept
   features: str = "penultimate"  # one of `features.PROBED`
   caption_prefix: str = CAPTION_PREFIX
   # by data set's key, in place of the published ones
@@ -43,15 +45,21 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-  """One unit of work: a model on a data set, zero-shot or by a linear probe."""
+  """One unit of work: a model on a data set, zero-shot or by a linear probe.
+
+  `within`: a data set of fewer of ImageNet's classes, to measure on these alone.
+  """
 
   table: str
   dataset: datasets.Dataset
   probed: bool
+  within: datasets.Dataset | None = None
 
   @property
   def column(self) -> str:
     """What the table calls the data set."""
+    if self.within:
+      return robustness.restricted(self.within.key)
     return self.dataset.key.removesuffix(" captions")
 
   @property
@@ -61,9 +69,13 @@ class Unit:
       return tuple(f"{what} retrieval R@{k}" for what in ("text", "image") for k in (1, 5, 10))
     return (self.dataset.metric,)
 
-  def row(self, name: str, settings: Settings) -> str:
-    """What the table calls the model `name`; another name where the figure is not the paper's."""
+  def row(self, name: str, settings: Settings, left_out: bool = False) -> str:
+    """What the table calls the model `name`; another name where the figure is not the paper's.
+
+    Args: left_out, whether the figure does without some images that cannot be decoded.
+    """
     odd = [f"first {settings.limit:,} records"] if settings.limit else []
+    odd += ["corrupt images left out"] * left_out
     if self.probed:
       odd += [f"{settings.features} features"] * (settings.features != "penultimate")
     elif self.table == "13":
@@ -72,9 +84,14 @@ class Unit:
     elif self.dataset.prompts and self.dataset.key in settings.prompt_sets:
       odd.append("own prompts")
     row = f"{name} [{', '.join(odd)}]" if odd else name
-    if self.table == "16":
+    if self.table in ("16", "figure13"):
       return f"{'Linear Probe' if self.probed else 'Zero-Shot'} CLIP ({row})"
     return row
+
+  def rows(self, name: str, settings: Settings) -> tuple[str, ...]:
+    """All that `row` may come to, which is known when the images have been decoded."""
+    ways = (False, True) if settings.skip_unreadable else (False,)
+    return tuple(self.row(name, settings, left_out) for left_out in ways)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +134,17 @@ def units(table: str) -> tuple[Unit, ...]:
     found.insert(0, datasets.named("ImageNet"))
   ways = {"10": (True,), "16": (False, True)}.get(table, (False,))
   return tuple(Unit(table, dataset, probed) for probed in ways for dataset in found)
+
+
+def bases() -> tuple[Unit, ...]:
+  """ImageNet on the classes of each shift that has fewer and of which they are known: Figure 13's.
+
+  Scores are of features that Table 16 has, so these cost no image.
+  """
+  imagenet = datasets.named("ImageNet")
+  shifts = [d for d in datasets.all_datasets() if d.group == "shift"]
+  fewer = [d for d in shifts if 0 < len(d.imagenet_indices) < imagenet.classes]
+  return tuple(Unit("figure13", imagenet, probed, d) for probed in (False, True) for d in fewer)
 
 
 def dataset_of(word: str) -> datasets.Dataset:
@@ -183,7 +211,7 @@ def task(unit: Unit, settings: Settings, copy_of: Opener) -> Task:
   if unit.probed:
     how = _hash(["linear probe/1", settings.features])
   elif unit.table == "13":
-    how = _hash(["retrieval/1", settings.caption_prefix, CAPTIONS])
+    how = _hash(["retrieval/2", settings.caption_prefix, CAPTIONS])
   else:
     assert prompt_set is not None
     how = prompt_set.fingerprint

@@ -3,17 +3,20 @@
 import decimal
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from clip_jax.evaluation.paper import published, published_notes
 from clip_jax.evaluation.paper import results as paper_results
 
-Kind = Literal["reproduced", "off", "known to differ", "not available", "not published"]
-KINDS: tuple[Kind, ...] = ("reproduced", "off", "known to differ", "not available", "not published")
+Kind = Literal[
+  "reproduced", "as configured", "off", "known to differ", "not available", "not published"
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 # One sign a verdict, so that nobody has to tell them apart by colour.
 MARKS: Mapping[Kind, str] = {
   "reproduced": "✓",
+  "as configured": "=",
   "off": "✗",
   "known to differ": "◆",
   "not available": "∅",
@@ -21,8 +24,10 @@ MARKS: Mapping[Kind, str] = {
 }
 MEANINGS: Mapping[Kind, str] = {
   "reproduced": "measured within the tolerance",
-  "off": "outside of it, by a difference that nothing explains",
-  "known to differ": "outside of it, for a reason that is known and stands below the table",
+  "as configured": "what this project's files set is what the paper says; nothing is measured",
+  "off": "outside of it, by more than anything that is known explains",
+  "known to differ": "outside of it, for a reason that stands below the table, and no farther than "
+  "that explains",
   "not available": "not measured; how to get it stands below the table",
   "not published": "the paper prints no such figure",
 }
@@ -92,18 +97,38 @@ def judge(
   equal = str(measured.value) == cell.value if difference is None else abs(difference) <= limit
   known = published_notes.known_difference(cell)
   size = published_notes.test_images(cell.dataset)
-  if equal:
-    kind, why = "reproduced", f"within {limit}" if limit else "equal"
+  if known and known.when == "always":
+    kind, why = "known to differ", known.why
+  elif equal:
+    kind = "as configured" if _is_configured(cell) else "reproduced"
+    why = f"within {limit}" if limit else "equal"
   elif known and known.when == "other tools":
     why = f"what is known explains the figures of other tools alone ({known.why})"
-  elif known and not (known.when == "other images" and measured.n == size):
-    kind, why = "known to differ", known.why
-    if known.up_to is not None and difference is not None and abs(difference) > known.up_to:
-      kind, why = "off", f"others measure up to {known.up_to} ({known.why})"
+  elif known and difference is not None and (known.when, measured.n) != ("other images", size):
+    kind, why = _within(known, decimal.Decimal(cell.value), difference, limit)
   if size and measured.n not in (0, size) and published.TABLES[cell.table].rule == "share":
     note = f"measured on {measured.n:,}, the paper's test set has {size:,}"
     why = f"{why}; {note}" if why else note
   return kind, why
+
+
+def _within(
+  known: published_notes.Known,
+  printed: decimal.Decimal,
+  difference: decimal.Decimal,
+  limit: decimal.Decimal,
+) -> tuple[Kind, str]:
+  """Whether a difference beyond the tolerance `limit` is one that what is known explains."""
+  beyond = max(limit, known.up_to)
+  low, high = known.least - beyond, known.most + beyond
+  if low <= difference <= high:
+    return "known to differ", known.why
+  return "off", f"only {printed + low} to {printed + high} is explained ({known.why})"
+
+
+def _is_configured(cell: published.Cell) -> bool:
+  """Whether a cell holds a setting, which this project's files repeat and no run measures."""
+  return cell.table in ("18", "19", "20") or (cell.table, cell.metric) == ("9", "metric")
 
 
 def _number(text: str) -> decimal.Decimal | None:

@@ -18,6 +18,8 @@ from clip_jax.evaluation.shifts import robustness
 from clip_jax.models import clip, presets
 
 EFFECTIVE = "effective robustness"
+# By the ends of the 95 % interval of the line.
+LOW, HIGH = f"{EFFECTIVE} (2.5 %)", f"{EFFECTIVE} (97.5 %)"
 
 _YFCC, _WIT = "RN50, YFCC15M", "RN50, WIT subset"
 _TRAIN = f"train experiments/yfcc15m_rn50.py; wants --models '{_YFCC}=WORKDIR'"
@@ -41,7 +43,8 @@ def units(key: str) -> tuple[paper_units.Unit, ...]:
     return paper_units.units(key)
   shown = origins.columns(key)
   found = [unit for way in origins.WAYS.get(key, ()) for unit in paper_units.units(way.table)]
-  return tuple(u for u in found if u.column in shown and not (u.table == "16" and u.probed))
+  more = paper_units.bases() if key == "figure13" else ()
+  return (*(unit for unit in found if unit.column in shown), *more)
 
 
 def fill(
@@ -67,10 +70,11 @@ def fill(
   elif key == "12":
     found += [*_averages(latest), *_differences(found)]
   elif key == "figure13":
+    found += [m for m in latest if m.table == key]
     more, said = _effective(found, standard)
     found, notes = found + more, notes + said
   rows = [way.name(key, name) for way in ways for table, name in asked if table == way.table]
-  whys: dict[str, str] = {}
+  whys = dict(missing.get(key, {}))
   for own, shown in columns.items():
     said = [missing[way.table][own] for way in ways if own in missing.get(way.table, {})]
     if said:
@@ -88,8 +92,7 @@ def _renamed(key: str, measured: Sequence[Measured]) -> Iterator[Measured]:
   columns = origins.columns(key)
   for way in origins.WAYS[key]:
     for m in measured:
-      probed = way.table == "16" and published.model_of(m.model)[1]
-      if m.table == way.table and m.dataset in columns and not probed:
+      if m.table == way.table and m.dataset in columns:
         yield dataclasses.replace(
           m,
           table=key,
@@ -179,12 +182,15 @@ def _effective(
     robustness.Row(model, "", {name: float(m.value) / 100 for name, m in own.items()})
     for model, own in of_model.items()
   ]
-  out, said = [], dict[str, None]()
-  for shift in dict.fromkeys(m.dataset for m in found if m.dataset != robustness.IMAGENET):
-    try:
-      for one in robustness.effective(shares, robustness.fit(lines, shift)):
-        m = of_model[one.model][shift]
-        out.append(_made(m, m.table, m.model, shift, EFFECTIVE, round(100 * one.effective, 10)))
-    except robustness.ShiftError as error:
-      said[f"Figure 13, {EFFECTIVE}: {error}"] = None
-  return out, list(said)
+  gains = robustness.over_lines(shares, lines)
+  out = []
+  for one in gains.effective:
+    own = of_model[one.model]
+    m = own.get(one.shift) or next(iter(own.values()))
+    shown = {EFFECTIVE: one.effective, LOW: one.low, HIGH: one.high}
+    if one.shift not in own:
+      shown = {"accuracy": one.accuracy, **shown}
+    for metric, share in shown.items():
+      if share is not None:
+        out.append(_made(m, m.table, m.model, one.shift, metric, round(100 * share, 10)))
+  return out, [f"Figure 13, {EFFECTIVE}, {note}" for note in gains.notes]

@@ -13,9 +13,11 @@ from clip_jax.evaluation.paper import clip_benchmark, verdicts
 from clip_jax.evaluation.paper import page as paper_page
 from clip_jax.evaluation.paper import results as paper_results
 from clip_jax.evaluation.paper import tables as paper_tables
+from clip_jax.evaluation.paper.page import NONE_BELOW, Below
 
 _LATEX_MARKS: Mapping[verdicts.Kind, str] = {
   "reproduced": r"$\surd$",
+  "as configured": "$=$",
   "off": r"$\times$",
   "known to differ": r"$\diamond$",
   "not available": "--",
@@ -36,20 +38,22 @@ def write(
   grids: Sequence[paper_tables.Grid],
   measured: Sequence[paper_results.Measured],
   notes: Sequence[str] = (),
+  below: Below = NONE_BELOW,
 ) -> tuple[pathlib.Path, ...]:
   """Writes paper.md, .tex, .csv, .jsonl, .html and what CLIP_benchmark's users read; the paths.
 
   Args: measured, what CLIP_benchmark's files hold; notes, what a reader must know, such as that
-    the results file had a cut line. Every file appears whole or not at all.
+    the results file had a cut line; below, the same of each table by its key.
+    Every file appears whole or not at all.
   Raises: OSError with the file's name, when it cannot be written.
   """
   folder = pathlib.Path(folder)
   texts = {
-    "paper.md": markdown(grids, notes),
-    "paper.tex": latex(grids),
+    "paper.md": markdown(grids, notes, below),
+    "paper.tex": latex(grids, below),
     "paper.csv": table_csv(grids),
     "paper.jsonl": json_lines(grids),
-    "paper.html": paper_page.page(grids, notes),
+    "paper.html": paper_page.page(grids, notes, below),
     "clip_benchmark.csv": clip_benchmark.build(clip_benchmark.results(measured)),
   }
   for result in clip_benchmark.results(measured):
@@ -80,7 +84,9 @@ def _cells(grid: paper_tables.Grid) -> Iterator[tuple[str, list[paper_tables.Com
     yield label, [grid.cells[(o, label) if on_side else (label, o)] for o in others]
 
 
-def markdown(grids: Sequence[paper_tables.Grid], notes: Sequence[str] = ()) -> str:
+def markdown(
+  grids: Sequence[paper_tables.Grid], notes: Sequence[str] = (), below: Below = NONE_BELOW
+) -> str:
   """Every table as `measured mark (published)`, with the reasons beneath it."""
   out = ["# Measured beside published", "", verdicts.RULE, ""]
   out += [f"- {verdicts.MARKS[kind]} {kind}: {verdicts.MEANINGS[kind]}" for kind in verdicts.KINDS]
@@ -96,6 +102,7 @@ def markdown(grids: Sequence[paper_tables.Grid], notes: Sequence[str] = ()) -> s
     for kind, why, where in grid.all_reasons():
       mark, places = verdicts.MARKS[kind], escaped("; ".join(where))
       out.append(f"- {mark} {kind}: {escaped(why)} ({places})")
+    out += [f"- {escaped(note)}" for note in below.get(grid.table.key, ())]
     out.append("")
   return "\n".join(out).rstrip() + "\n"
 
@@ -112,7 +119,7 @@ def _counts(grid: paper_tables.Grid) -> str:
   return ", ".join(f"{verdicts.MARKS[kind]} {number} {kind}" for kind, number in counts)
 
 
-def latex(grids: Sequence[paper_tables.Grid]) -> str:
+def latex(grids: Sequence[paper_tables.Grid], below: Below = NONE_BELOW) -> str:
   """Tables for `\\input`; they want the packages booktabs and graphicx."""
   out = [r"% \usepackage{booktabs,graphicx}", f"% {verdicts.RULE}"]
   for grid in grids:
@@ -131,6 +138,8 @@ def latex(grids: Sequence[paper_tables.Grid]) -> str:
     for kind, why, where in grid.all_reasons():
       words = f"{_latex(kind)}: {_latex(why)} ({_latex('; '.join(where))})"
       out.append(rf"\par\footnotesize\raggedright {_LATEX_MARKS[kind]} {words}")
+    for note in below.get(grid.table.key, ()):
+      out.append(rf"\par\footnotesize\raggedright {_latex(note)}")
     out += [r"\end{table}", ""]
   return "\n".join(out)
 

@@ -71,7 +71,8 @@ def encode(
   if cache_dir is not None and jax.process_index() == 0:
     key = cache_key(model, source, kind, weights_hash)
     opened = feature_file.opened(pathlib.Path(cache_dir), key, n)
-  with opened as file:
+  with contextlib.ExitStack() as stack:
+    file = encoding.agreed(lambda: stack.enter_context(opened))
     chunks, parts = _kept(file)
     done = sum(chunk.rows for chunk in chunks)
     while done < n:
@@ -131,7 +132,11 @@ def _encode(
     captions.append(record.captions)
 
   run = encoding.encode_features if kind == "penultimate" else encoding.encode_images
-  return run(model, part, len(part), batch, visit), labels, captions
+  rows_bD = run(model, part, len(part), batch, visit)
+  bad = np.zeros(len(part), np.int32)
+  bad[part.unreadable] = 1
+  part.unreadable = np.flatnonzero(hosts.sum_over_hosts(bad)).tolist()  # on any process
+  return rows_bD, labels, captions
 
 
 def _whole(

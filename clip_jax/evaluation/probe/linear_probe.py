@@ -5,7 +5,7 @@ Source: appendix A.3, section 3.2, Figure 6.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jax.sharding import Mesh
@@ -66,6 +66,20 @@ class ProbeResult:
   iterations: int  # of the last fit
   converged: bool  # of the last fit
   examples: int  # that the last fit saw
+
+
+def doubts(lambdas: Sequence[float], converged: Sequence[bool]) -> tuple[str, ...]:
+  """In sentences what speaks against fits: those short of their minimum, lambdas at an end.
+
+  Args: lambdas that were chosen; converged, of each fit.
+  """
+  out = []
+  if bad := sum(not there for there in converged):
+    out.append(f"{bad} of {len(converged)} fits did not come to their minimum.")
+  for lambda_ in dict.fromkeys(lambdas):
+    if lambda_ in ENDS:
+      out.append(f"The lambda chosen, {lambda_:g}, is an end of those tried.")
+  return tuple(out)
 
 
 def sweep(score: Callable[[float], float]) -> tuple[float, tuple[tuple[float, float], ...]]:

@@ -1,7 +1,8 @@
 """Natural distribution shifts: accuracies that compare with the published ones, and what they mean.
 
 Effective robustness is what a model has under a shift beyond what its ImageNet accuracy predicts.
-The prediction is a line through the logits of the accuracies of standard ImageNet models.
+The prediction is a line through the logits of the accuracies of standard ImageNet models. A shift
+with fewer classes than ImageNet's is compared with ImageNet's accuracy on those alone.
 Source: section 3.3 and figures 13 and 14; Taori et al. 2020 (arXiv 2007.00644).
 """
 
@@ -17,7 +18,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 IMAGENET = "ImageNet"
-AVERAGE = "average of 7 shifts"
+STANDARD = "standard"  # the kind of model that a line is of
 
 # Each shift with its columns. The two kept for videos, a frame by itself and with its neighbours,
 # count half each (the paper does not say how its average takes them).
@@ -33,6 +34,7 @@ SHIFTS: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
   }
 )
 
+_WHOLE = ("ImageNetV2", "ImageNet-Sketch")  # with all of ImageNet's classes
 _TEXT_COLUMNS = ("model", "kind", "where", "status")
 _PUBLISHED = pathlib.Path(__file__).resolve().parents[2] / "assets" / "paper" / "robustness.csv"
 
@@ -63,7 +65,8 @@ class Row:
 def read(path: str | os.PathLike[str]) -> tuple[Row, ...]:
   """A CSV of accuracies in percent: columns `model`, `kind`, `ImageNet`, and one a shift.
 
-  Empty cells are not measured; `where` and `status` are notes. SHIFTS has the columns' names.
+  Empty cells are not measured; `where` and `status` are notes. SHIFTS has the columns' names, and
+  `restricted` those of ImageNet on a shift's classes alone.
   Raises: ShiftError naming the line and the column that cannot be used.
   """
   return _rows(pathlib.Path(path), None)
@@ -111,27 +114,46 @@ def _percent(text: str, where: str) -> float:
   return value / 100
 
 
-def average(accuracy: Mapping[str, float]) -> float:
-  """The mean over the seven shifts, each counted once. Raises: ShiftError naming those missing.
+def restricted(shift: str) -> str:
+  """The column of ImageNet's accuracy on a shift's classes, by `accuracy.restricted_accuracy`."""
+  return f"{IMAGENET} on {shift} classes"
 
-  Source: figures 13 and 14.
+
+def average_name(shifts: Sequence[str]) -> str:
+  """What the mean over these shifts is called, with those of the paper's seven that it lacks."""
+  lacking = [shift for shift in SHIFTS if shift not in shifts]
+  if not lacking:
+    return f"average of {len(SHIFTS)} shifts"
+  return f"average of {len(shifts)} of {len(SHIFTS)} shifts (without {', '.join(lacking)})"
+
+
+def by_shift(row: Row) -> Row:
+  """The row with one accuracy a shift: of the two that are kept for videos their mean."""
+  videos = {
+    shift: statistics.fmean(row.accuracy[column] for column in columns)
+    for shift, columns in SHIFTS.items()
+    if all(column in row.accuracy for column in columns)
+  }
+  return dataclasses.replace(row, accuracy={**row.accuracy, **videos})
+
+
+def with_average(rows: Sequence[Row], bases: Mapping[str, str]) -> tuple[Row, ...]:
+  """The rows that have all shifts and bases of `bases`, with the means of both as columns more.
+
+  Args: bases, of each shift, the column that predicts it. Every shift counts once, as in figures
+    13 and 14; the columns are called `average_name` and "ImageNet for" that.
   """
-  missing = [c for columns in SHIFTS.values() for c in columns if c not in accuracy]
-  if missing:
-    raise ShiftError(f"no average over the seven shifts: {', '.join(missing)} not measured")
-  return statistics.fmean(
-    statistics.fmean(accuracy[column] for column in columns) for columns in SHIFTS.values()
-  )
-
-
-def with_average(rows: Sequence[Row]) -> tuple[Row, ...]:
-  """The rows that have all seven shifts, with their average as one more column, AVERAGE."""
-  every = {column for columns in SHIFTS.values() for column in columns}
-  return tuple(
-    dataclasses.replace(row, accuracy={**row.accuracy, AVERAGE: average(row.accuracy)})
-    for row in rows
-    if every <= set(row.accuracy)
-  )
+  name, columns = average_name(list(bases)), {*bases, *bases.values()}
+  out = []
+  for row in rows:
+    if columns <= set(row.accuracy):
+      own = row.accuracy
+      means = {
+        name: statistics.fmean(own[shift] for shift in bases),
+        f"{IMAGENET} for {name}": statistics.fmean(own[base] for base in bases.values()),
+      }
+      out.append(dataclasses.replace(row, accuracy={**own, **means}))
+  return tuple(out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,19 +164,15 @@ class Fit:
   shift: str
   intercept: float
   slope: float
-  models: tuple[str, ...]  # that the line stands on
+  logits: tuple[tuple[float, float], ...]  # of the models that the line stands on: base and shift
 
   @property
   def points(self) -> int:
-    return len(self.models)
+    return len(self.logits)
 
   def predict(self, base_accuracy: float) -> float:
     """The accuracy under the shift that a standard model of that accuracy has."""
-    return _sigmoid(self.intercept + self.slope * logit(base_accuracy, self.base))
-
-  def effective_robustness(self, base_accuracy: float, shift_accuracy: float) -> float:
-    """What the model has beyond the prediction, as a share (0.1 is ten points)."""
-    return shift_accuracy - self.predict(base_accuracy)
+    return float(_sigmoid(self.intercept + self.slope * logit(base_accuracy, self.base)))
 
 
 def logit(accuracy: float, where: str) -> float:
@@ -164,82 +182,159 @@ def logit(accuracy: float, where: str) -> float:
   return math.log(accuracy / (1 - accuracy))
 
 
-def _sigmoid(x: float) -> float:
-  return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+def _sigmoid(x: np.ndarray | float) -> np.ndarray:
+  return 1 / (1 + np.exp(-np.clip(x, -700, 700)))
 
 
-def fit(
-  rows: Sequence[Row], shift: str, kinds: Sequence[str] = ("standard",), base: str = IMAGENET
-) -> Fit:
-  """The least-squares line through the rows of those kinds that have both columns.
+def fit(rows: Sequence[Row], shift: str, base: str = IMAGENET) -> Fit:
+  """The least-squares line through the standard models that have both columns.
 
-  Args: base, the column that predicts: ImageNet, or a column with ImageNet's accuracy on the
-    shift's classes alone (`restricted_accuracy`), as the paper's averages want it.
+  Args: base, the column that predicts: ImageNet, or what `restricted` calls.
   Raises: ShiftError when fewer than two models, or only equal accuracies on `base`, are there.
   """
-  used = [r for r in rows if r.kind in kinds and base in r.accuracy and shift in r.accuracy]
+  used = _standard(rows, shift, base)
   x = np.array([logit(r.accuracy[base], f"{r.model}, {base}") for r in used])
   y = np.array([logit(r.accuracy[shift], f"{r.model}, {shift}") for r in used])
   if len(used) < 2 or np.ptp(x) == 0:
-    found = f"{len(used)} model{'s' * (len(used) != 1)} of kind {' or '.join(kinds)}"
+    found = f"{len(used)} model{'s' * (len(used) != 1)} of kind {STANDARD}"
     raise ShiftError(
       f"no line for {shift}: {found} with both accuracies, and two that differ on {base} are "
       "wanted; give a CSV with the accuracies of more standard models"
     )
-  slope = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
-  intercept = float(y.mean() - slope * x.mean())
-  return Fit(base, shift, intercept, slope, tuple(r.model for r in used))
+  slope, intercept = (float(one) for one in _lines(x[None], y[None])[0])
+  return Fit(base, shift, intercept, slope, tuple(zip(x.tolist(), y.tolist(), strict=True)))
+
+
+def _standard(rows: Sequence[Row], shift: str, base: str) -> list[Row]:
+  return [r for r in rows if r.kind == STANDARD and {base, shift} <= set(r.accuracy)]
+
+
+def _lines(x_DN: np.ndarray, y_DN: np.ndarray) -> np.ndarray:
+  """Least squares of each of D draws of N points: [D, 2], slope and intercept."""
+  x_mean_D1, y_mean_D1 = x_DN.mean(axis=1, keepdims=True), y_DN.mean(axis=1, keepdims=True)
+  off_DN = x_DN - x_mean_D1
+  slope_D = (off_DN * (y_DN - y_mean_D1)).sum(axis=1) / (off_DN**2).sum(axis=1)
+  return np.stack([slope_D, y_mean_D1[:, 0] - slope_D * x_mean_D1[:, 0]], axis=1)
 
 
 def interval(
-  rows: Sequence[Row],
-  line: Fit,
-  base_accuracy: float,
-  *,
-  level: float = 0.95,
-  draws: int = 1000,
-  seed: int = 0,
+  line: Fit, base_accuracy: float, *, level: float = 0.95, draws: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
   """Between which accuracies the prediction lies, by a bootstrap over the models of the line.
 
   Raises: ShiftError on fewer than three models, of which no draw says anything.
   Source: figure 13's bands (95 %).
   """
-  used = [r for r in rows if r.model in line.models and line.base in r.accuracy]
-  used = [r for r in used if line.shift in r.accuracy]
-  if len(used) < 3:
-    raise ShiftError(f"no interval for {line.shift}: {len(used)} models, at least 3 are wanted")
-  rng, found = np.random.default_rng(seed), []
-  for _ in range(draws):
-    drawn = [used[i] for i in rng.integers(len(used), size=len(used))]
-    if len({r.accuracy[line.base] for r in drawn}) > 1:
-      kinds = tuple({r.kind for r in drawn})
-      found.append(fit(drawn, line.shift, kinds, line.base).predict(base_accuracy))
-  low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+  if line.points < 3:
+    raise ShiftError(f"no interval for {line.shift}: {line.points} models, at least 3 are wanted")
+  drawn = np.random.default_rng(seed).integers(line.points, size=(draws, line.points))
+  x_DN, y_DN = np.moveaxis(np.array(line.logits)[drawn], -1, 0)
+  differ = np.ptp(x_DN, axis=1) > 0
+  lines_D2 = _lines(x_DN[differ], y_DN[differ])
+  found_D = _sigmoid(lines_D2 @ np.array([logit(base_accuracy, line.base), 1.0]))
+  low, high = np.quantile(found_D, [(1 - level) / 2, (1 + level) / 2])
   return float(low), float(high)
 
 
 @dataclasses.dataclass(frozen=True)
 class Effective:
-  """One model under one shift; shares. `points` models stand behind the prediction."""
+  """One model under one shift, or on average; shares (0.1 is ten points).
+
+  `low` and `high` are `effective` by the ends of the prediction's 95 % interval; None where too few
+  models make the line for one.
+  """
 
   model: str
-  kind: str
   shift: str
   base_accuracy: float
   accuracy: float
   predicted: float
   effective: float
-  points: int
+  low: float | None
+  high: float | None
 
 
-def effective(rows: Sequence[Row], line: Fit) -> tuple[Effective, ...]:
-  """The effective robustness of every row that has both columns of `line`."""
-  out = []
+def effective(row: Row, line: Fit) -> Effective:
+  """What a model has beyond the prediction.
+
+  Raises: ShiftError for a row that has not both columns of `line`, or 0 or 1 on its base.
+  """
+  if line.base not in row.accuracy or line.shift not in row.accuracy:
+    lacking = line.base if line.shift in row.accuracy else line.shift
+    raise ShiftError(f"{row.model}, {line.shift}: its accuracy on {lacking!r} is not measured")
+  x, y = row.accuracy[line.base], row.accuracy[line.shift]
+  try:
+    predicted = line.predict(x)
+  except ShiftError as error:
+    raise ShiftError(f"{row.model}, {line.shift}, {error}") from None
+  low, high = interval(line, x) if line.points > 2 else (None, None)
+  ends = [None if end is None else y - end for end in (high, low)]
+  return Effective(row.model, line.shift, x, y, predicted, y - predicted, *ends)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """The effective robustness of models; `notes` tell of every line what it is of, or why not."""
+
+  effective: tuple[Effective, ...]
+  notes: tuple[str, ...]
+
+
+def over_lines(measured: Sequence[Row], models: Sequence[Row]) -> Found:
+  """The effective robustness of measured models under each shift, and on average over theirs.
+
+  An average is of all shifts that a model has; others that have these too are in it. The line of an
+  average is through the averages of the standard models, as in figure 13.
+  Args: models, those that the lines are of, among others.
+  """
+  measured, models = [by_shift(r) for r in measured], [by_shift(r) for r in models]
+  bases, out, said = dict[str, str](), list[Effective](), list[str]()
+  for shift in SHIFTS:
+    rows = [row for row in measured if shift in row.accuracy]
+    if rows:
+      bases[shift], why = _base(shift, rows, models)
+      more, words = _over_line(rows, models, shift, bases[shift], why)
+      out, said = out + more, said + words
+  there = [{e.shift for e in out if e.model == row.model} for row in measured]
+  for own in dict.fromkeys(tuple(s for s in SHIFTS if s in shifts) for shifts in there):
+    if len(own) > 1:
+      chosen, name = {shift: bases[shift] for shift in own}, average_name(own)
+      averaged, lines = with_average(measured, chosen), with_average(models, chosen)
+      more, words = _over_line(averaged, lines, name, f"{IMAGENET} for {name}", "")
+      out, said = out + more, said + words
+  return Found(tuple(out), tuple(dict.fromkeys(said)))
+
+
+def _base(shift: str, rows: Sequence[Row], models: Sequence[Row]) -> tuple[str, str]:
+  """The column that predicts a shift, and why it is not the paper's, where it is not."""
+  own = restricted(shift)
+  if shift in _WHOLE:
+    return IMAGENET, ""
+  if not any(own in row.accuracy for row in rows):
+    return IMAGENET, f"{own!r} is not measured"
+  if len(_standard(models, shift, own)) < 2:
+    return IMAGENET, f"fewer than two standard models have a column {own!r}"
+  return own, ""
+
+
+def _over_line(
+  rows: Sequence[Row], models: Sequence[Row], shift: str, base: str, why: str
+) -> tuple[list[Effective], list[str]]:
+  """The rows above a shift's line, and what it is of. `why` the base is not the paper's, or ""."""
+  try:
+    line = fit(models, shift, base)
+  except ShiftError as error:
+    return [], [str(error)]
+  out, said = list[Effective](), list[str]()
   for row in rows:
-    if line.base in row.accuracy and line.shift in row.accuracy:
-      x, y = row.accuracy[line.base], row.accuracy[line.shift]
-      gain = line.effective_robustness(x, y)
-      predicted = line.predict(x)
-      out.append(Effective(row.model, row.kind, line.shift, x, y, predicted, gain, line.points))
-  return tuple(out)
+    try:
+      out.append(effective(row, line))
+    except ShiftError as error:
+      said.append(str(error))
+  own = [100 * effective(r, line).effective for r in _standard(models, shift, base)]
+  words = (
+    f"{shift}: above the line of {line.points} standard models over their accuracy on {base!r}"
+  )
+  words += f" ({min(own):+.1f} to {max(own):+.1f} points off it themselves)"
+  words += f", of all its classes and not of the shift's alone, as {why}" if why else ""
+  return out, [words, *said]

@@ -31,13 +31,17 @@ class Cell:
   accuracy: float
   n: int
   seconds: float
+  code: str = ""  # version or commit; lines of older versions are without it
 
 
 Accuracies = Mapping[tuple[str, int], float]  # as `stress.stress` takes what is done
 
 
-def read(path: str | os.PathLike[str], measure: Measure) -> tuple[Accuracies, str]:
-  """What is measured already, and in words whether the last line was cut off and is ignored.
+Codes = Mapping[tuple[str, int], str]  # which version measured a cell, "" where it is not known
+
+
+def read(path: str | os.PathLike[str], measure: Measure) -> tuple[Accuracies, Codes, str]:
+  """What is measured already, by what, and in words whether the last line was cut off.
 
   Raises: CellsError naming the line that is no cell, or that was measured with other weights, on
     other images or with other prompts.
@@ -49,7 +53,9 @@ def read(path: str | os.PathLike[str], measure: Measure) -> tuple[Accuracies, st
   except json_lines.LinesError as error:
     raise CellsError(str(error)) from None
   done: dict[tuple[str, int], float] = {}
-  for number, values in lines.numbered:
+  codes: dict[tuple[str, int], str] = {}
+  for number, line in lines.numbered:
+    values = {"code": "", **line}
     if set(values) != names:
       odd = ", ".join(sorted(set(values) ^ names))
       raise CellsError(f"{path}:{number}: no cell (wrong or missing: {odd}); remove this line")
@@ -60,10 +66,11 @@ def read(path: str | os.PathLike[str], measure: Measure) -> tuple[Accuracies, st
           "--output, or remove the file to measure all anew"
         )
     key, accuracy = (values["corruption"], values["severity"]), values["accuracy"]
-    if not _is_number(accuracy) or not 0 <= accuracy <= 1 or not isinstance(key[1], int):
+    whole, known = isinstance(key[1], int), isinstance(values["code"], str)
+    if not _is_number(accuracy) or not 0 <= accuracy <= 1 or not whole or not known:
       raise CellsError(f"{path}:{number}: {key}, accuracy {accuracy!r}; remove this line")
-    done[key] = float(accuracy)
-  return done, lines.cut
+    done[key], codes[key] = float(accuracy), values["code"]
+  return done, codes, lines.cut
 
 
 def append(path: str | os.PathLike[str], cell: Cell, measure: Measure) -> None:
@@ -78,5 +85,9 @@ def _is_number(value: object) -> bool:
 
 def missing(done: Accuracies, names: tuple[str, ...], severities: tuple[int, ...]) -> int:
   """How many cells are not measured yet, the clean one too."""
-  cells = {stress.CLEAN, *((name, severity) for name in names for severity in severities)}
-  return len(cells - set(done))
+  return len(cells(names, severities) - set(done))
+
+
+def cells(names: tuple[str, ...], severities: tuple[int, ...]) -> set[tuple[str, int]]:
+  """All cells of a stress test, the clean one too."""
+  return {stress.CLEAN, *((name, severity) for name in names for severity in severities)}
