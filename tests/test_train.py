@@ -32,7 +32,7 @@ from clip_jax import (
 )
 from clip_jax import config as c
 from clip_jax.data import pipeline, records
-from clip_jax.evaluation import tasks
+from clip_jax.evaluation import encoding, tasks
 from clip_jax.interop import exports, sources
 
 STEPS = 60
@@ -261,7 +261,7 @@ def _watched_evaluations(monkeypatch, fail=False):
 
   def run(*given):
     if fail:
-      raise _Gone
+      raise encoding.EvaluationError("a bad image")
     return run_tasks(*given)
 
   def watch(log, step, values):
@@ -273,24 +273,22 @@ def _watched_evaluations(monkeypatch, fail=False):
   return steps
 
 
-def _evaluating(config, every_steps):
-  """Of the first digits only; a checkpoint for each evaluation and no other before the end."""
+def _evaluating(config, every_steps, saved_every=100):
+  """Of the first digits only."""
   (digits,) = config.evaluation.tasks
   tasks_of = (dataclasses.replace(digits, limit=8),)
   evaluation = c.Evaluation(tasks_of, every_steps=every_steps, batch=8)
-  kept = c.Checkpoint(every_steps=100)
+  kept = c.Checkpoint(every_steps=saved_every)
   return dataclasses.replace(config, evaluation=evaluation, checkpoint=kept)
 
 
-def test_a_step_is_saved_before_an_evaluation_that_fails_and_evaluated_after(
-  trained, tmp_path, monkeypatch
-):
+def test_an_evaluation_that_fails_loses_no_step_and_is_made_up_for(trained, tmp_path, monkeypatch):
   config, unbroken = trained
   config = _evaluating(config, 4)
   with monkeypatch.context() as patch:
     assert _watched_evaluations(patch, fail=True) == []
     for _ in range(2):  # until it is repaired no step is lost, and none is left out
-      with pytest.raises(_Gone):
+      with pytest.raises(encoding.EvaluationError, match="a bad image"):
         _run(config, tmp_path)
       assert _leaves(tmp_path)[0] == 4
       assert sorted(_history(tmp_path)) == [1, 2, 3, 4]
@@ -304,7 +302,7 @@ def test_a_step_is_saved_before_an_evaluation_that_fails_and_evaluated_after(
 
 def test_an_evaluation_that_was_made_is_not_made_again(trained, tmp_path, monkeypatch):
   config, unbroken = trained
-  config = _evaluating(config, 4)
+  config = _evaluating(config, 4, saved_every=4)
   evaluated, place = _watched_evaluations(monkeypatch), train._place
   calls = itertools.count(1)
 
