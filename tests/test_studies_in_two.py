@@ -30,6 +30,9 @@ def all_three(weights, root, output, *several):
   """What each study says; they write below `output`."""
   page = ("--output", output / "page.html", "--examples", 20)
   found = {"predictions": said("predictions", *digits(weights), *page, *several)}
+  for example in found["predictions"].get("examples", ()):  # probabilities may round otherwise
+    del example["probability"]
+    example["likeliest"] = [one["class"] for one in example["likeliest"]]
   cells = ("--corruptions", "fog,contrast", "--severities", "1,5", "--output", output / "stress")
   found["stress"] = said("stress", *digits(weights), *cells, *several)
   pictures = ("--weights", weights, "--data", root / "eval", "--batch", 4)
