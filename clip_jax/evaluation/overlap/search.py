@@ -227,7 +227,11 @@ def _search(
 
   def blocks() -> Iterator[_Block]:
     for start, stop in _ranges(of, _PART):
-      part = encode(_Part(training, start, stop), lambda done, start=start: progress(start + done))
+
+      def read(done: int, start: int = start) -> None:
+        progress(start + done)
+
+      part = encode(_Part(training, start, stop), read)
       for first, last in _ranges(stop - start, block):
         yield part.cut(first, last)
 
