@@ -12,7 +12,6 @@ argument. Look at the pairs before you believe a threshold.
 """
 
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -228,7 +227,11 @@ def _search(
 
   def blocks() -> Iterator[_Block]:
     for start, stop in _ranges(of, _PART):
-      part = encode(_Part(training, start, stop), functools.partial(_after, progress, start))
+
+      def read(done: int, start: int = start) -> None:
+        progress(start + done)
+
+      part = encode(_Part(training, start, stop), read)
       for first, last in _ranges(stop - start, block):
         yield part.cut(first, last)
 
@@ -238,10 +241,6 @@ def _search(
 def _ranges(n: int, block: int) -> Iterator[tuple[int, int]]:
   for start in range(0, n, block):
     yield start, min(start + block, n)
-
-
-def _after(progress: Callable[[int], None], start: int, done: int) -> None:
-  progress(start + done)
 
 
 def _nearest(
