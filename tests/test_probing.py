@@ -51,7 +51,7 @@ class Command:
   def dataset(self, key, **more):
     """Both splits of a data set, with zero-shot answers that are its probe's."""
     dataset = self.world.probe(key, **more)
-    labels = (0, 0, 1, 1) if dataset.classes == 2 else planted.LABELS
+    labels = planted.OF_TWO if dataset.classes == 2 else planted.LABELS
     class_CE, first = self.world.classes(dataset), self.world.number - len(labels)
     for k, label in enumerate(labels):
       self.world.model.rows[first + k] = class_CE[label]
