@@ -82,7 +82,7 @@ def _in_the_compilation(monkeypatch):
 PHASES = {
   "restore": lambda m: _at_call(m, checkpoint.Checkpoints, "restore_latest", 1, 0.0),
   "compilation": _in_the_compilation,
-  "step": lambda m: _at_call(m, train, "_read", 3, 0.0),
+  "step": lambda m: _at_call(m, train._Reader, "read", 3, 0.0),
   "evaluation": lambda m: _at_call(m, tasks, "run", 1, 0.02),
   "save": lambda m: _at_call(m, checkpoint.Checkpoints, "save", 1, 0.0),
   "wait for a save": lambda m: _at_call(m, checkpoint.Checkpoints, "wait", 1, 0.0),
@@ -160,14 +160,14 @@ import threading
 import jax
 from clip_jax import train
 
-_read = train._read
+read = train._Reader.read
 
-def waits_for_ever(config, metrics, step, *rest):
+def waits_for_ever(reader, metrics, step):
   if step == 6 and jax.process_index() == 1:
     threading.Event().wait()
-  return _read(config, metrics, step, *rest)
+  return read(reader, metrics, step)
 
-train._read = waits_for_ever
+train._Reader.read = waits_for_ever
 """
 
 
