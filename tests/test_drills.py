@@ -98,6 +98,9 @@ def test_a_row_without_a_result_has_not_run():
   text = page.markdown(document)
   assert f"{len(ROWS)} rows: {len(ROWS)} not run." in text
   assert text.count("| not run |") == len(ROWS)
+  told = text.partition("## What was not tried")[2]
+  for what in ("object stores", "loss of power", "TPUs: bit-exactness", "NFS"):
+    assert f"- **{what}" in told
 
 
 def test_a_figure_that_nobody_measured_fails_a_row_that_ran(tmp_path):

@@ -13,7 +13,33 @@ Every way in which a training run is known to break, what is promised then, and 
 Written by `make drills`; a row that has not run says so, and a failed one fails the command.
 
 F: tests of every push. N: longer ones, most of them in real processes. Z: fuzzing (`make fuzz`).
+What was not tried stands below the table.
 """
+
+NOT_TRIED = (  # what, why not and what is therefore not known
+  ("object stores", "there was none: reading from one was tried against a local HTTP server that "
+   "fails, cuts and waits; checkpoints were written to local disks alone. A bucket that is mounted "
+   "as a folder may rename without being atomic"),
+  ("NFS, and buckets mounted by gcsfuse", "there was neither. That a second trainer is refused "
+   "rests on flock, which some of these keep within one machine, or ignore"),
+  ("loss of power", "processes were killed, machines were not: what a disk had said to have "
+   "written and then lost was never seen. Checksums would find it in a checkpoint"),
+  ("TPUs: bit-exactness", "there was none. The same program on the same chips should give the same "
+   "bits; nobody has looked. A TPU's preemption was played by signals"),
+  ("GPUs: bit-exactness", "of these rows none ran on one. Some of XLA's kernels for GPUs add in an "
+   "order that changes; `--xla_gpu_deterministic_ops=true` forbids them"),
+  ("more than 4 processes or 8 devices", "two cores run no more in the time of a test, and the "
+   "devices are parts of one CPU. What grows with the hosts (start, agreement, the watch over the "
+   "others, a save by all) was not measured"),
+  ("real networks", "all processes were on one machine and talked through its loopback: no lost "
+   "packet, no partition, no slow link"),
+  ("weeks", "the longest run of a drill takes minutes; leaks were looked for over ten epochs of a "
+   "small data set (`tools/bench/sources.py`)"),
+  ("memory that errs while it computes", "a wrong sum that is finite is trained on. Checksums are "
+   "made of what was in memory"),
+  ("an attacker who can write to the workdir",
+   "checksums find damage, not forgery: see SECURITY.md"),
+)  # fmt: skip
 
 
 def _sources(row: Row) -> str:
@@ -64,5 +90,9 @@ def markdown(document: Mapping[str, Any]) -> str:
     "| " + " | ".join(head) + " |",
     "| ---: | --- | --- | --- | --- | --- | --- | ---: | --- |",
     *(_line(row, found[row.number]) for row in ROWS),
+    "",
+    "## What was not tried",
+    "",
+    *(f"- **{what}**: {why}." for what, why in NOT_TRIED),
   ]
   return "\n".join(lines) + "\n"
