@@ -101,8 +101,8 @@ def _head(document: Mapping[str, Any], wanted: Wanted) -> str:
 Written by `python tools/data_plan.py` from docs/data_at_scale.json: what `tools/bench/sources.py`,
 `prepare.py` and `images.py` measured on one machine, multiplied. Nothing here was run at this size.
 The machine: {where}.
-Hosts: {wanted.hosts}, of {wanted.cores} cores and {wanted.workers} worker processes each (`--hosts`,
-`--cores`, `--workers`); a core is one of the measured machine.
+Hosts: {wanted.hosts}, of {wanted.cores} cores and {wanted.workers} worker processes each
+(`--hosts`, `--cores`, `--workers`); a core is one of the measured machine.
 """
 
 
