@@ -1,11 +1,14 @@
 """The plan for billions of pairs: its arithmetic by hand, and what it takes for granted."""
 
+import pathlib
+
 import grain
 import numpy as np
 import pytest
 
 from tools import data_costs, data_plan
 
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
 DOCUMENT = {
   "sources": {
     "index of 9,000 members, seconds": 9.0,
@@ -83,6 +86,13 @@ def test_the_page_says_what_was_not_measured():
   assert "3,600" in text
   assert "## Not measured" in text
   assert "object store" in text.partition("## Not measured")[2]
+
+
+def test_the_kept_page_is_what_the_kept_figures_make(tmp_path):
+  (tmp_path / "data_at_scale.json").write_text((DOCS / "data_at_scale.json").read_text())
+  data_plan.main(["--folder", str(tmp_path)])
+  kept = (DOCS / "data_at_scale.md").read_text()
+  assert (tmp_path / "data_at_scale.md").read_text() == kept
 
 
 def test_five_billion_records_are_shuffled_without_a_repetition():

@@ -34,10 +34,11 @@ _NOT_MEASURED = """## Not measured
   millisecond an opening that alone is {shared_seconds:,.0f} s for {most_shards:,} shards. The index
   of a data set in a store lies in each host's own cache, or once in a folder that all share
   (`CLIP_JAX_CACHE`): {index_gb:,.0f} GB.
-- **So many records.** The start was measured over {records} records whose tar files were holes, and
-  multiplied. That a shuffle of 5 billion repeats none, beyond what 32 bits count, is tested on a
-  sample (`tests/test_data_plan.py`).
-- **Worker processes at this size.** Each is taken to hold what the first one holds.
+- **So many records.** The start was measured over {records} records whose tar files were holes,
+  and multiplied. That a shuffle of 5 billion repeats none, beyond what 32 bits count, is tested on
+  a sample (`tests/test_data_plan.py`).
+- **Worker processes at this size.** Each is taken to hold what the first one holds. That is the
+  growth of a process's peak over its earlier peak, and so the least that it can be.
 - **Many cores.** Cores are multiplied as if none waited for another: memory bandwidth, the two
   threads of a core and the accelerator's own traffic are left out. Plan for half of each rate.
 - **Other pictures.** Images were 512 x 512 pixels, JPEG, of {image_kb:.0f} kB; larger ones cost
@@ -98,8 +99,9 @@ def _head(document: Mapping[str, Any], wanted: Wanted) -> str:
   return f"""# A plan for {wanted.pairs:,} pairs
 
 Written by `python tools/data_plan.py` from docs/data_at_scale.json: what `tools/bench/sources.py`,
-`prepare.py` and `images.py` measured on one machine ({where}), multiplied. Nothing here was run at
-this size. Hosts: {wanted.hosts}, of {wanted.cores} cores and {wanted.workers} worker processes each
+`prepare.py` and `images.py` measured on one machine, multiplied. Nothing here was run at this size.
+The machine: {where}.
+Hosts: {wanted.hosts}, of {wanted.cores} cores and {wanted.workers} worker processes each
 (`--hosts`, `--cores`, `--workers`); a core is one of the measured machine.
 """
 
@@ -131,10 +133,11 @@ def _once(own: Measured, wanted: Wanted, paid: Mapping[str, float]) -> str:
   for name in own.prepared:
     hours = paid[f"{name}: core-hours"], paid[f"{name}: hours"]
     rows.append((f"prepare: {name}", f"{hours[0]:,.0f} core-hours", f"{hours[1]:,.2f} h"))
-  note = (
-    "\nTraining needs the indexes alone; they are made at the first start. A preparation is a\n"
-  )
-  note += "look (for duplicates) and a write after it, or a write in one pass.\n"
+  note = """
+Training needs the indexes alone; they are made at the first start. A preparation is a look (for
+duplicates) and a write after it, or a write in one pass; `decode` is Pillow alone, beside them.
+Without a resize a write after a look copies bytes. Disks are not counted.
+"""
   return "## Once\n\n" + table(("what", "in all", "on all hosts"), rows) + note
 
 
