@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tools.drills import page, report, results
+from tools.drills import fuzz, page, report, results
 from tools.drills.rows import PARTS, ROWS, Row
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -177,3 +177,10 @@ def test_all_of_it_makes_a_page_of_all_rows(run, tmp_path):
   page = (tmp_path / "reliability.md").read_text()
   assert code == 0, told.out
   assert f"{len(ROWS)} rows: {len(ROWS)} passed." in page
+
+
+@pytest.mark.parametrize("name", fuzz.TARGETS)
+def test_what_is_fuzzed_takes_good_files_and_empty_ones(name, tmp_path):
+  target, good = fuzz.TARGETS[name]
+  for data in (b"", *good()):
+    target(data, tmp_path / "input")

@@ -27,7 +27,6 @@ from PIL import Image
 from clip_jax.data import images, records, tables, tar
 from clip_jax.interop import archive
 from tools import fuzz_archive
-from tools.prepare import shards
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SCRATCH = pathlib.Path("/dev/shm") if pathlib.Path("/dev/shm").is_dir() else None
@@ -68,7 +67,7 @@ def _table(data: bytes, path: pathlib.Path) -> None:
   for kind in (".csv", ".tsv", ".jsonl"):
     table = path.with_suffix(kind)
     table.write_bytes(data)
-    with contextlib.suppress(shards.PrepareError):
+    with contextlib.suppress(tables.TableError):
       found = len(list(tables.read(table, ("image", "caption"))))
       lines = sum(not _blank(line, i == 0) for i, line in enumerate(data.split(b"\n")))
       assert found + (kind != ".jsonl") == lines, f"{found} of {lines} lines"
