@@ -27,10 +27,10 @@ install: $(VENV)/installed ## create the environment with the exact versions of 
 
 install-tpu: $(VENV)/tpu-installed ## the same and libtpu, for a Cloud TPU machine and for preflight
 
-demo: install ## train a small CLIP on the embedded dataset, evaluate it, write a report (5 minutes)
+demo: install ## train a small CLIP on the embedded dataset, evaluate it, write a report (5 to 8 minutes)
 	$(BIN)/clip-jax train --config experiments/demo.py --workdir $(WORKDIR)
 
-test: $(VENV)/test-installed lint types tests ## lint, types and tests (10 minutes)
+test: $(VENV)/test-installed lint types tests ## lint, types and tests (15 minutes)
 
 lint: $(VENV)/test-installed ## ruff: style and mistakes
 	$(BIN)/ruff check .
@@ -47,7 +47,7 @@ TESTED_WITH := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusio
 tests: $(VENV)/test-installed ## pytest
 	$(TESTED_WITH) $(BIN)/python -m pytest --ignore tests/interop --numprocesses auto --maxprocesses 4 --dist loadfile
 
-test-interop: $(VENV)/interop-installed ## weights in and out, and training, against the originals (3 minutes)
+test-interop: $(VENV)/interop-installed ## weights in and out, and training, against the originals (5 minutes)
 	$(BIN)/python -m pytest --capture no tests/interop
 
 drills: $(VENV)/test-installed ## every promise of docs/reliability.md tried, with figures (40 minutes)
