@@ -4,6 +4,7 @@ All machines must see the source and the destination under the same paths (a sha
 what Ray carries are the tasks alone. The extra [cluster] brings it; nothing else here wants it.
 """
 
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,7 +36,9 @@ class Ray:
       raise PrepareError(f"--ray {self._address}: {error}; pip install -e '.[cluster]'") from error
     try:
       if not ray.is_initialized():
-        own = {"env_vars": {"PYTHONPATH": str(_ROOT)}}  # for its processes to find this module
+        # for its processes to find this module, and what this process finds
+        paths = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+        own = {"env_vars": {"PYTHONPATH": paths}}
         ray.init(address=self._address, runtime_env=own, log_to_driver=False)
       _run(ray, tasks, report)
     except (ConnectionError, ray.exceptions.RaySystemError) as error:
