@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -128,10 +127,14 @@ def measure(name: str, study: Study) -> bool:
   DOCS.mkdir(parents=True, exist_ok=True)
   for path in sorted(output.iterdir()):
     if path.suffix in KEPT and path.name != "pairs.csv":  # a line for every image
-      shutil.copyfile(path, DOCS / f"{name}{path.suffix}")
-  text = json.dumps(answer, indent=1).replace(f"{ROOT}/", "")
-  metrics.write_atomically(DOCS / f"{name}.json", text + "\n")
+      _keep(DOCS / f"{name}{path.suffix}", path.read_text(encoding="utf-8"))
+  _keep(DOCS / f"{name}.json", json.dumps(answer, indent=1) + "\n")
   return True
+
+
+def _keep(path: pathlib.Path, text: str) -> None:
+  """Without the place where this checkout lies."""
+  metrics.write_atomically(path, text.replace(f"{ROOT}/", ""))
 
 
 def write_page() -> None:
