@@ -4,6 +4,7 @@ import argparse
 import ast
 import contextlib
 import importlib.metadata
+import io
 import logging
 import math
 import os
@@ -153,6 +154,7 @@ def _classify(options: argparse.Namespace, _: Sequence[str]) -> int:
 def _embed(options: argparse.Namespace, _: Sequence[str]) -> int:
   import numpy as np
 
+  from clip_jax import metrics
   from clip_jax.interop import sources
 
   if not options.images and not options.texts:
@@ -166,10 +168,9 @@ def _embed(options: argparse.Namespace, _: Sequence[str]) -> int:
   )
   inputs = [*options.images, *options.texts]
   if options.output:
-    temporary = pathlib.Path(options.output + ".tmp")
-    with temporary.open("wb") as file:
-      np.save(file, embeddings_NE)
-    os.replace(temporary, options.output)
+    content = io.BytesIO()
+    np.save(content, embeddings_NE)
+    metrics.write_atomically(pathlib.Path(options.output), content.getvalue())
   table = rich.table.Table("input", "embedding")
   for name, row in zip(inputs, embeddings_NE, strict=True):
     table.add_row(name, " ".join(f"{x:+.3f}" for x in row[:6]) + " ...")

@@ -175,12 +175,17 @@ def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   return out
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-  """The whole text under its name, or nothing. Raises: OSError with the name."""
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+  """The whole content under its name, or nothing. Raises: OSError with the name."""
   temporary = path.with_name(path.name + ".tmp")
-  with _naming(path):
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+  try:
+    with _naming(path):
+      temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+      os.replace(temporary, path)
+  except OSError:
+    with contextlib.suppress(OSError):
+      temporary.unlink()
+    raise
 
 
 @contextlib.contextmanager

@@ -144,3 +144,20 @@ def test_a_full_disk_names_the_file_once(tmp_path):
 def test_an_unknown_device_has_no_peak(monkeypatch):
   monkeypatch.setattr(chips, "CHIPS", ())
   assert metrics.peak_flops() is None
+
+
+def test_what_cannot_be_written_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch):
+  path = tmp_path / "page.md"
+  metrics.write_atomically(path, "größer")
+
+  def full(*_):
+    raise OSError(28, "No space left on device")
+
+  for broken in ((metrics.os, "replace"), (pathlib.Path, "write_bytes")):
+    with monkeypatch.context() as patch:
+      patch.setattr(*broken, full)
+      with pytest.raises(OSError, match="No space left") as caught:
+        metrics.write_atomically(path, b"new")
+    assert caught.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_text(encoding="utf-8") == "größer"

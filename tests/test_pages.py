@@ -35,7 +35,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path):
   target = tmp_path / "page.html"
   pages.write(target, "half \ud800 a pair")
   assert target.read_text() == "half ? a pair"
-  (tmp_path / ".page.html.tmp").mkdir()
+  (tmp_path / "page.html.tmp").mkdir()
   with pytest.raises(OSError, match=r"page\.html"):
     pages.write(target, "new")
   assert target.read_text() == "half ? a pair"

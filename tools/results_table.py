@@ -12,13 +12,12 @@ import argparse
 import csv
 import datetime
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clip_jax import chips, cli
+from clip_jax import chips, cli, metrics
 from clip_jax import config as config_lib
 from clip_jax.models import clip, presets
 
@@ -49,8 +48,10 @@ def main() -> int:
   except ValueError as error:
     print(f"error: {page}: {error}", file=sys.stderr)
     return 2
-  _replace(FOLDER / RESULTS, "".join(json.dumps(run) + "\n" for run in runs.values()))
-  _replace(page, text)
+  metrics.write_atomically(
+    FOLDER / RESULTS, "".join(json.dumps(run) + "\n" for run in runs.values())
+  )
+  metrics.write_atomically(page, text)
   return 0
 
 
@@ -213,12 +214,6 @@ def read_runs() -> dict[str, dict[str, Any]]:
   lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
   runs = [json.loads(line) for line in lines]
   return {run["name"]: run for run in runs}
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(text, encoding="utf-8")
-  os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,9 @@ def read(source: records.RecordSource, index: int) -> records.Record:
   try:
     return source[index]
   except Exception as error:  # of whatever kind: an evaluation must not leave a record out
-    raise EvaluationError(f"{source.locate(index)}: cannot be read ({error})") from error
+    where, why = source.locate(index), str(error)
+    named = why.startswith(where)  # by the source itself
+    raise EvaluationError(why if named else f"{where}: cannot be read ({why})") from error
 
 
 def image_of(model: Model, source: records.RecordSource, index: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 
+from clip_jax import metrics
 from clip_jax.evaluation import curves, figures
 
 
@@ -34,13 +35,8 @@ def _environment() -> jinja2.Environment:
 
 def write(path: str | os.PathLike[str], page: str) -> None:
   """The whole page under its name, or nothing. Raises: OSError with the file's name."""
-  target = pathlib.Path(path)
-  temporary = target.with_name(f".{target.name}.tmp")
-  try:
-    temporary.write_bytes(page.encode("utf-8", "replace"))  # captions may hold half a surrogate
-    os.replace(temporary, target)
-  except OSError as error:
-    raise OSError(error.errno, error.strerror, str(target)) from error
+  content = page.encode("utf-8", "replace")  # captions may hold half a surrogate
+  metrics.write_atomically(pathlib.Path(path), content)
 
 
 def percent(share: float) -> str:
