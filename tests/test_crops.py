@@ -153,12 +153,14 @@ def _difference(size: tuple[int, int], short_side: int) -> np.ndarray:
 
 
 SIZES = [(90, 60), (60, 90), (64, 64), (32, 32), (32, 40), (33, 31), (20, 24), (257, 256), (700, 9)]
+with_simd = pytest.mark.skipif(crops.simd is None, reason="no build for this machine")
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("short_side", [0, 32])
-def test_a_crop_is_that_of_the_whole_resized_image(size, short_side):
+def test_a_crop_is_that_of_the_whole_resized_image(size, short_side, monkeypatch):
   """But for a rounding in the place of its corners."""
+  monkeypatch.setattr(crops, "simd", None)
   difference = _difference(size, short_side)
   assert difference.max() <= 1
   assert (difference > 0).mean() < 0.01
@@ -166,10 +168,56 @@ def test_a_crop_is_that_of_the_whole_resized_image(size, short_side):
     assert difference.max() == 0
 
 
-def test_a_crop_of_a_high_image_may_differ_by_the_order_of_rows_and_columns():
+def test_a_crop_of_a_high_image_may_differ_by_the_order_of_rows_and_columns(monkeypatch):
+  monkeypatch.setattr(crops, "simd", None)
   difference = _difference((32, 50), 0)
   assert 1 < difference.max() < 20
   assert difference.mean() < 0.7
+
+
+@with_simd
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("short_side", [0, 32])
+def test_a_crop_by_vector_instructions_is_the_same_but_for_roundings(size, short_side):
+  difference = _difference(size, short_side)
+  assert difference.max() <= 25  # where noise leaves 0 to 255 between rows and columns
+  assert (difference > 1).mean() < 0.05
+  assert difference.mean() < 0.6
+
+
+@with_simd
+def test_vector_instructions_resize_photos_as_pillow_does_on_every_processor(monkeypatch):
+  """Slow waves stay within 0 to 255, so nothing but the last bit of a weight can tell."""
+  image = _smooth(300, 260)
+  made = [crops.crop(image, 96, 128, np.random.default_rng(3))]
+  for extensions in ("none", "sse4_1"):
+    resizer = crops.simd.Resizer()
+    resizer.cpu_extensions = crops.simd.CpuExtensions[extensions]
+    monkeypatch.setattr(crops.simd, "Resizer", lambda resizer=resizer: resizer)
+    made.append(crops.crop(image, 96, 128, np.random.default_rng(3)))
+  np.testing.assert_array_equal(made[0], made[1])
+  np.testing.assert_array_equal(made[0], made[2])
+  monkeypatch.setattr(crops, "simd", None)
+  by_pillow = crops.crop(image, 96, 128, np.random.default_rng(3))
+  difference = np.abs(made[0].astype(int) - by_pillow)
+  assert difference.max() == 1
+  assert (difference > 0).mean() < 0.3
+
+
+def test_crops_of_all_shapes():
+  """Among them the one that the faster library would read from outside of the memory for: it
+  enlarges, and the first new pixel falls on the middle of an old one."""
+  rng = np.random.default_rng(0)
+  shapes = [(10, 18, 23, 42, 46)]
+  for seed in range(2_000):
+    width, height = (int(side) for side in np.exp(rng.uniform(0, 5, 2)))
+    resolution = int(np.exp(rng.uniform(0, 4)))
+    shapes.append((width, height, resolution, resolution + int(rng.integers(64)), seed))
+  for width, height, resolution, short_side, seed in shapes:
+    image = Image.new("RGB", (width, height), (250, 3, 90))
+    got = crops.crop(image, resolution, short_side, np.random.default_rng(seed))
+    assert got.shape == (resolution, resolution, 3)
+    assert (got == (250, 3, 90)).all(), (width, height, resolution, short_side, seed)
 
 
 def test_a_crop_refuses_what_fit_refuses():

@@ -180,6 +180,7 @@ FENCES = {
   "grain": {"data.pipeline"},
   "array_record": {"data.records"},
   "tokenizers": {"data.bytepairs"},
+  "cykooz_resizer": {"data.crops"},
   "PIL": {
     "data.crops",
     "data.images",

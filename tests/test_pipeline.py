@@ -276,7 +276,7 @@ def test_the_fingerprint_sees_the_records_and_the_vocabulary(drill, monkeypatch)
   assert pipeline.fingerprint(CONFIG, others, tokenizer)["sources"] != before["sources"]
   small = tokenizer_lib.train(["a red circle", "a blue square"], 530)
   assert pipeline.fingerprint(CONFIG, SOURCES, small)["tokenizer"] != before["tokenizer"]
-  monkeypatch.setattr(pipeline, "_TRANSFORM_VERSIONS", (98, 99))
+  monkeypatch.setattr(pipeline.crops, "VERSION", 99)
   after = pipeline.fingerprint(CONFIG, SOURCES, tokenizer)
   assert {name for name in before if before[name] != after[name]} == {"transform_version"}
   drill(4, changed=3, named=3)

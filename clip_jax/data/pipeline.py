@@ -29,8 +29,8 @@ from clip_jax import config as config_lib
 from clip_jax.data import crops, images, places, records, scenes
 from clip_jax.data.tokenizer import Tokenizer
 
-# Without and with scaled_decode; raise one whenever the same record would give another example.
-_TRANSFORM_VERSIONS = (1, 2)
+# Without scaled_decode; raise it whenever the same record would give another example.
+_TRANSFORM_VERSION = 1
 _STALL_SECONDS = 600.0  # a loader that gives nothing for this long is taken for dead
 _SLOW_SECONDS = 10.0  # after which people are told of a wait
 _LAST_WORDS_SECONDS = 5.0  # that an error of a worker may need to get here after the worker ended
@@ -180,7 +180,7 @@ def fingerprint(
     "context_length": config.model.text.context_length,
     "resolution": config.model.image.resolution,
     "train_short_side": config.preprocess.train_short_side,
-    "transform_version": _TRANSFORM_VERSIONS[config.data.scaled_decode],
+    "transform_version": crops.VERSION if config.data.scaled_decode else _TRANSFORM_VERSION,
   }
 
 

@@ -11,14 +11,12 @@ Theirs is torchvision's training transform as CLIP is trained with it (RandomRes
 100 % of the area, bicubic; to float; normalise), and Resize to 256 with RandomCrop. torchvision has
 no build on PyPI for a torch without CUDA, so its operations stand here, of Pillow and torch as its
 own are: from one seed they give the tensors of torchvision 0.28 bit for bit, in 1 to 10 % less time
-(its Python files run without its compiled part). Without the package webdataset, which is optional,
-Python's tarfile reads the pairs for PyTorch. Without a folder of photos the images are squares of
-scikit-learn's two.
+(its Python files run without its compiled part). Without a folder of photos the images are squares
+of scikit-learn's two.
 """
 
 import argparse
 import functools
-import importlib.util
 import io
 import json
 import math
@@ -32,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import webdataset
 from PIL import Image
 from sklearn import datasets
 from torch.utils import data as torch_data
@@ -123,19 +122,6 @@ def whole(data: bytes) -> Image.Image:
   return image.convert("RGB")
 
 
-class TarPairs(torch_data.IterableDataset):
-  """What WebDataset does here, where it is not installed."""
-
-  def __init__(self, path: pathlib.Path, transform: Transform, tokenize: Callable[[str], Any]):
-    self._path, self._transform, self._tokenize = path, transform, tokenize
-
-  def __iter__(self) -> Iterator[tuple[torch.Tensor, Any]]:
-    with tarfile.open(self._path, "r|") as tar:
-      contents = (file.read() for member in tar if (file := tar.extractfile(member)))
-      for image, text in zip(contents, contents, strict=True):
-        yield self._transform(whole(image)), self._tokenize(text.decode())
-
-
 def theirs(path: pathlib.Path, transform: Transform) -> Loader:
   """An epoch of PyTorch's batches of (image float32 [B, 3, R, R], tokens)."""
   open_clip = bench_tokenizer.open_clip_tokenize()
@@ -143,10 +129,6 @@ def theirs(path: pathlib.Path, transform: Transform) -> Loader:
   def tokenize(text: str) -> Any:
     tokens: Any = open_clip([text]) if open_clip else [0]
     return tokens[0]
-
-  if importlib.util.find_spec("webdataset") is None:
-    return lambda: torch_data.DataLoader(TarPairs(path, transform, tokenize), _BATCH)
-  import webdataset
 
   def load() -> Iterable[Any]:
     pairs = webdataset.WebDataset(str(path), shardshuffle=False).shuffle(_BATCH)
@@ -247,7 +229,6 @@ def measure(files: list[bytes], runs: int) -> dict[str, Any]:
           seconds[side].append(spent)
   figures: dict[str, Any] = {
     "bytes an image": round(statistics.mean(map(len, files))),
-    "WebDataset": importlib.util.find_spec("webdataset") is not None,
   }
   for side, values in seconds.items():
     figures[f"images a second, {side}"] = round(len(files) / statistics.median(values))
