@@ -3,7 +3,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Python compiles what it imports; to compile all of the packages took as long as to unpack them.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile
 WORKDIR ?= runs/demo
 
 # PyTorch and open_clip are oracles of the tests; nothing else uses them.
@@ -30,7 +31,8 @@ install-tpu: $(VENV)/tpu-installed ## the same and libtpu, for a Cloud TPU machi
 demo: install ## train a small CLIP on the embedded dataset, evaluate it, write a report (5 to 8 minutes)
 	$(BIN)/clip-jax train --config experiments/demo.py --workdir $(WORKDIR)
 
-test: $(VENV)/test-installed lint types tests ## lint, types and tests (15 minutes)
+test: $(VENV)/test-installed lint ## lint, types and tests (15 minutes)
+	@$(MAKE) --no-print-directory --jobs 2 types tests
 
 lint: $(VENV)/test-installed ## ruff: style and mistakes
 	$(BIN)/ruff check .
@@ -45,10 +47,10 @@ TESTED_WITH := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusio
   JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 
 tests: $(VENV)/test-installed ## pytest
-	$(TESTED_WITH) $(BIN)/python -m pytest --ignore tests/interop --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(TESTED_WITH) $(BIN)/python -m pytest --ignore tests/interop --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-interop: $(VENV)/interop-installed ## weights in and out, and training, against the originals (5 minutes)
-	$(BIN)/python -m pytest --capture no tests/interop
+	$(BIN)/python -m pytest -rP --numprocesses auto --maxprocesses 4 --dist loadfile tests/interop
 
 drills: $(VENV)/test-installed ## every promise of docs/reliability.md tried, with figures (40 minutes)
 	$(BIN)/python -m tools.drills.report --parts F N
@@ -76,7 +78,7 @@ evaluations: prepare ## train three small models on them and evaluate them, all 
 	$(BIN)/python tools/evaluations.py
 
 lock: $(VENV)/test-installed ## write the lock files anew from setup.cfg
-	$(PIP) install pip-tools==7.6.2
+	$(INSTALL) pip-tools==7.6.2
 	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --no-annotate --no-header --strip-extras --output-file requirements.lock setup.cfg
 	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
@@ -100,25 +102,25 @@ $(BIN)/python:
 	  { echo "no venv module: sudo apt-get install $(PYTHON)-venv"; exit 1; }
 
 $(VENV)/installed: requirements.lock setup.cfg pyproject.toml | $(BIN)/python
-	$(PIP) install --require-hashes --requirement requirements.lock
-	$(PIP) install --no-deps --editable .
+	$(INSTALL) --require-hashes --requirement requirements.lock
+	$(INSTALL) --no-deps --editable .
 	@touch $@
 
 $(VENV)/tpu-installed: requirements-tpu.lock $(VENV)/installed
-	$(PIP) install --require-hashes --requirement requirements-tpu.lock
+	$(INSTALL) --require-hashes --requirement requirements-tpu.lock
 	@touch $@
 
 $(VENV)/test-installed: requirements-test.lock $(VENV)/tpu-installed
-	$(PIP) install --require-hashes --requirement requirements-test.lock
-	$(PIP) install $(ORACLES)
-	$(PIP) install --no-deps $(ORACLES_ALONE)
+	$(INSTALL) --require-hashes --requirement requirements-test.lock
+	$(INSTALL) $(ORACLES)
+	$(INSTALL) --no-deps $(ORACLES_ALONE)
 	@touch $@
 
 $(VENV)/fuzz-installed: $(VENV)/test-installed
-	$(PIP) install --only-binary :all: $(FUZZER) || echo "no $(FUZZER) for this Python: going on by chance"
+	$(INSTALL) --only-binary :all: $(FUZZER) || echo "no $(FUZZER) for this Python: going on by chance"
 	@touch $@
 
 $(VENV)/interop-installed: requirements-interop.lock $(VENV)/test-installed
-	$(PIP) install --require-hashes --requirement requirements-interop.lock
-	$(PIP) install --no-deps $(JAX2ONNX)
+	$(INSTALL) --require-hashes --requirement requirements-interop.lock
+	$(INSTALL) --no-deps $(JAX2ONNX)
 	@touch $@

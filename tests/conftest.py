@@ -21,6 +21,19 @@ def programs_of_one_file():
   jax.clear_caches()
 
 
+# Files that take minutes, which two processes share out best when they begin with them.
+LONGEST = (
+  "test_train", "test_hosts", "test_gradients", "test_resnet", "test_train_step",
+  "test_prepare_scale", "test_paper_run", "test_predictive", "test_studies_in_two", "test_models",
+  "test_checkpoint",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+  ranks = {name: rank for rank, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+
+
 @pytest.fixture
 def drill(record_property):
   """Gives figures of a row of docs/reliability.md to tools/drills, as numbers by name.

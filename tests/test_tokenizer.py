@@ -48,8 +48,9 @@ def test_known_texts(reference, text, ids):
 
 
 def test_every_code_point(reference):
-  """Alone and between letters, in one text for each block of code points."""
-  for start in range(0, 0x110000, 64):
+  """Alone and between letters, in one text for each block of code points; of the planes from 4 on,
+  where hardly anything is assigned, one block in 16."""
+  for start in (*range(0, 0x40000, 64), *range(0x40000, 0x110000, 1024)):
     points = [chr(i) for i in range(start, start + 64) if not 0xD800 <= i < 0xE000]
     text = " ".join(f"{p} a{p}b" for p in points)
     assert ours.encode(text) == reference.encode(text), hex(start)
