@@ -324,7 +324,8 @@ def test_what_a_manager_says_is_enough(manager):
   for process in range(2):
     known = {
       "Slurm": {
-        "SLURM_JOB_ID": str(port),  # of which JAX makes the port
+        "SLURM_JOB_ID": str(port),  # of which JAX makes the port, the first 4096 left out
+        "JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{61440 + port % 4096}",
         "SLURM_STEP_NODELIST": "localhost",
         "SLURM_STEP_NUM_NODES": "1",
         "SLURM_NTASKS": "2",
