@@ -42,6 +42,7 @@ def get_config():
   ))
 """
 ROOT = pathlib.Path(__file__).parents[1]
+SEALED = ROOT / "tests" / "sealed"
 
 
 def _free_port() -> int:
@@ -76,7 +77,7 @@ class Run:
           command,
           stdout=file,
           stderr=subprocess.STDOUT,
-          env={**environment, "PYTHONPATH": str(how["code"])},
+          env={**environment, "PYTHONPATH": f"{how['code']}{os.pathsep}{SEALED}"},
           cwd=how["folder"],
         )
       self.processes.append(process)
