@@ -30,6 +30,7 @@ WAYS_OUT = {
   "send": _send,
   "look up": lambda: socket.getaddrinfo("name.invalid", 80),
   "look up as of old": lambda: socket.gethostbyname("name.invalid"),
+  "look up a number": lambda: socket.gethostbyaddr(NOBODY),
   "fetch": lambda: urllib.request.urlopen(f"http://{NOBODY}/", timeout=1),
   "fetch by name": lambda: urllib.request.urlopen("https://name.invalid/", timeout=1),
   "asyncio": lambda: asyncio.run(asyncio.open_connection(NOBODY, 80)),
@@ -69,6 +70,7 @@ def test_this_machine_is_free(tmp_path):
     server.listen()
     with socket.socket(socket.AF_UNIX) as one:
       one.connect(str(tmp_path / "socket"))
+  assert socket.getfqdn("127.0.0.1")
   assert socket.getaddrinfo(NOBODY, 80)  # a number, about which nobody is asked
   assert network_seal.attempts() == []
 

@@ -61,6 +61,9 @@ def _hook(event: str, arguments: tuple) -> None:
   elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
     place = arguments[0]
     allowed = _is_number(place) or _is_here(place)
+  elif event == "socket.gethostbyaddr":
+    place = arguments[0]
+    allowed = _is_here(place)
   else:
     return
   if not allowed:
