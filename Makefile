@@ -82,6 +82,9 @@ lock: $(VENV)/test-installed ## write the lock files anew from setup.cfg
 	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --no-annotate --no-header --strip-extras --output-file requirements.lock setup.cfg
 	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --no-annotate --no-header --strip-extras --allow-unsafe \
+	  --only-build-deps --build-deps-for editable --output-file requirements-build.lock pyproject.toml
+	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --no-annotate --no-header --strip-extras --constraint requirements.lock \
 	  --output-file requirements-test.lock requirements-test.in
 	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
@@ -101,9 +104,10 @@ $(BIN)/python:
 	  [ "$$(id -u)" = 0 ] && apt-get install -y $(PYTHON)-venv && $(PYTHON) -m venv $(VENV); } || \
 	  { echo "no venv module: sudo apt-get install $(PYTHON)-venv"; exit 1; }
 
-$(VENV)/installed: requirements.lock setup.cfg pyproject.toml | $(BIN)/python
+$(VENV)/installed: requirements.lock requirements-build.lock setup.cfg pyproject.toml | $(BIN)/python
 	$(INSTALL) --require-hashes --requirement requirements.lock
-	$(INSTALL) --no-deps --editable .
+	$(INSTALL) --require-hashes --requirement requirements-build.lock
+	$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/tpu-installed: requirements-tpu.lock $(VENV)/installed

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax._src import distributed  # JAX offers no public way to the coordinator's store
 
-from clip_jax import chips
+from clip_jax import chips, listening
 
 UNFINISHED = 75  # exit code, EX_TEMPFAIL: not finished, and the same command continues
 _ERROR = 2
@@ -55,8 +55,7 @@ def start(
       f"{count} TPU chips are here, and libtpu, which drives them, is not installed: make "
       "install-tpu (or set JAX_PLATFORMS=cpu to do without them)"
     )
-  environment = os.environ
-  coordinator = coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
+  coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
   processes = _number(processes, "JAX_NUM_PROCESSES")
   process = _number(process, "JAX_PROCESS_ID")
   given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
@@ -84,6 +83,7 @@ def start(
         processes,
         process,
         initialization_timeout=max(1, timeout_seconds - 5),  # to which JAX adds 5
+        coordinator_bind_address=listening.bind_address(coordinator, process),
         # later than this module's own watch, which can say who it was
         heartbeat_timeout_seconds=2 * math.ceil(heartbeat_seconds) + 30,
       )

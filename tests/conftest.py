@@ -1,4 +1,4 @@
-"""Strict switches for all tests: 8 virtual CPU devices, no implicit rank promotion."""
+"""Strict switches for all tests: 8 virtual CPU devices, no implicit rank promotion, no network."""
 
 import importlib.util
 import os
@@ -9,9 +9,22 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax  # after the switches above
+import network_seal
 import pytest
 
+network_seal.start_with_children()
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def no_other_machine():
+  """A test that tries to reach another machine, itself or in a child process, fails for it.
+
+  Loopback, this machine's own addresses and sockets in the file system are free.
+  """
+  yield
+  network_seal.check()
 
 
 @pytest.fixture(scope="module", autouse=True)

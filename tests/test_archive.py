@@ -8,6 +8,8 @@ import os
 import pickle
 import random
 import struct
+import time
+import tracemalloc
 import warnings
 import zipfile
 
@@ -121,7 +123,6 @@ def test_safetensors(tmp_path):
   (tmp_path / "w.bin").write_bytes(_safetensors(ARRAYS, {"format": "pt"}))  # told by content
   found = archive.read(tmp_path / "w.bin")
   assert found.format == "safetensors"
-  assert found.facts == {"format": "pt"}
   for name, array in ARRAYS.items():
     np.testing.assert_array_equal(found.arrays[name], array)
     assert found.arrays[name].dtype == array.dtype
@@ -309,6 +310,115 @@ def test_safetensors_that_are_odd(tmp_path):
     path.write_bytes(data)
     with pytest.raises(archive.ArchiveError, match=message):
       archive.read(path)
+
+
+def _of_header(text, body=b""):
+  return struct.pack("<Q", len(text)) + text + body
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    b"{}",
+    b"{}        ",
+    b'{"__metadata__":{}}',
+    b'{ "__metadata__" : { "a \\" b" : "\\u00e4 {}" , "c":"" } \n, "d" :'
+    b'{"shape":[ 0 ],"dtype":"F32" ,"data_offsets":[0, 0]}}  ',
+    b'{"d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},"__metadata__":{"a":"\xc3\xa4"}}',
+  ],
+)
+def test_headers_in_other_words(tmp_path, text):
+  """What is JSON of the format is read, however it is written."""
+  (tmp_path / "w.safetensors").write_bytes(_of_header(text))
+  found = archive.read(tmp_path / "w.safetensors")
+  names = json.loads(text).keys() - {"__metadata__"}
+  assert found.arrays.keys() == names
+  assert all(array.shape == (0,) and array.dtype == np.float32 for array in found.arrays.values())
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}',
+    b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}}',
+    b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},}',
+    b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0],"shape":[0]}}',
+    b'{"a":{"dtype":"F32","shape":' + b"[" * 1900 + b"}}",
+    b'{"a\\u0000":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}',
+    b'{"__metadata__":{},"__metadata__":{}}',
+    b'{"__metadata__":{"a":{}}}',
+    b'{"__metadata__":{"a":"b",}}',
+    b'{"__metadata__":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}',
+    b"{[]}",
+    b"{,}",
+    b"{",
+  ],
+)
+def test_headers_that_are_none(tmp_path, text):
+  (tmp_path / "w.safetensors").write_bytes(_of_header(text))
+  with pytest.raises(
+    archive.ArchiveError, match=r"w\.safetensors: .*(header|described|a name twice)"
+  ):
+    archive.read(tmp_path / "w.safetensors")
+
+
+def _of_nothing(count):
+  """So many tensors without a number in them, as short as they can be written."""
+  entry = '"%x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+  return b"{" + ",".join(entry % i for i in range(count)).encode() + b"}"
+
+
+def _filled(start, part, end):
+  """A header of 16 MiB less a few bytes, of one part again and again."""
+  count = ((16 << 20) - len(start) - len(end)) // len(part)
+  return start + part * count + end
+
+
+HEADERS = {
+  "a million tensors": (
+    lambda: _of_nothing(1_000_000),
+    "a header of 55,930,097 bytes, over the 16,777,216",
+  ),
+  "too many in 16 MiB": (lambda: _of_nothing(300_000), "over 20,000 tensors"),
+  "one too many": (lambda: _of_nothing(20_001), "over 20,000 tensors"),
+  "as many as may be": (lambda: _of_nothing(20_000), None),
+  "metadata": (lambda: _filled(b'{"__metadata__":{', b'"":"",', b'"":""}}'), None),
+  "one long text": (lambda: _filled(b'{"__metadata__":{"a":"', "ä😀".encode(), b'"}}'), None),
+  "lists": (lambda: _filled(b'{"a":{"shape":[', b"[],", b"[]]}}"), "not JSON of tensors"),
+  "objects": (lambda: _filled(b'{"a":[', b"{},", b"{}]}"), "not JSON of tensors"),
+  "depth": (lambda: _filled(b'{"a":', b'{"a":', b"1"), "not JSON of tensors"),
+  "a name": (lambda: _filled(b'{"', b"a", b'":{}}'), "not JSON of tensors"),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_header_takes_no_more_than_twice_its_file(tmp_path, name):
+  """And seconds at most. The descriptions of 20,000 arrays are there besides."""
+  text, message = HEADERS[name][0](), HEADERS[name][1]
+  path = tmp_path / "w.safetensors"
+  path.write_bytes(_of_header(text))
+  size, began = path.stat().st_size, time.process_time()
+  del text
+  tracemalloc.start()
+  try:
+    if message is None:
+      archive.read(path)
+    else:
+      with pytest.raises(archive.ArchiveError, match=message):
+        archive.read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+  finally:
+    tracemalloc.stop()
+  print(f"{size:,} bytes: {peak:,} at most")
+  assert peak < 2 * size + 20_000 * 800
+  assert time.process_time() - began < 5
+
+
+def test_an_index_of_shards_is_a_small_file(tmp_path):
+  path = tmp_path / "model.safetensors.index.json"
+  path.write_bytes(b"[" + b"[]," * (2 << 20) + b"[]]")
+  with pytest.raises(archive.ArchiveError, match="over 4,194,304 bytes, which no index"):
+    archive.read(tmp_path)
 
 
 class Tower(torch.nn.Module):

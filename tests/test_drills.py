@@ -101,6 +101,9 @@ def test_a_row_without_a_result_has_not_run():
   told = text.partition("## What was not tried")[2]
   for what in ("object stores", "loss of power", "TPUs: bit-exactness", "NFS"):
     assert f"- **{what}" in told
+  otherwise = told.partition("## Where this differs from the rules")[2]
+  for what in ("`jax.distributed` in a run of one process", "a setting to train on when a check"):
+    assert f"- **{what}" in otherwise
 
 
 def test_a_figure_that_nobody_measured_fails_a_row_that_ran(tmp_path):

@@ -140,7 +140,7 @@ def environment():
     **os.environ,
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-    "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),
+    "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests), str(tests / "sealed")]),
   }
 
 

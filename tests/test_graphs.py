@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 
 import jax
 import jax.export
@@ -75,10 +76,52 @@ def test_stablehlo(tmp_path, name):
   assert verify.compare(model, out, "stablehlo")[0].largest_difference < 2e-6
 
 
+def check_that_another_program_is_refused(out):
+  path = out / "text_encoder.stablehlo"
+  data, beside = path.read_bytes(), path.with_name(path.name + ".sha256")
+  path.write_bytes((out / "image_encoder.stablehlo").read_bytes())
+  with pytest.raises(
+    weights.WeightsError, match=r"text_encoder\.stablehlo: its sha256 is \w{64}, w"
+  ):
+    graphs.read_stablehlo(path)
+  beside.unlink()
+  graphs.read_stablehlo(path)  # without a sum it is taken
+  path.write_bytes(data[:-200])
+  with pytest.raises(
+    weights.WeightsError, match=r"jax .* does not read it .*: install that one, or"
+  ):
+    graphs.read_stablehlo(path)
+  path.write_bytes(data)
+
+
+def test_a_graph_of_a_newer_jax_is_refused(tmp_path, monkeypatch):
+  one = jax.ShapeDtypeStruct((), jnp.float32)
+  exported = jax.export.export(jax.jit(jnp.sin))(one)
+  (tmp_path / "g.stablehlo").write_bytes(exported.serialize())
+  assert float(graphs.read_stablehlo(tmp_path / "g.stablehlo").call(jnp.float32(0))) == 0
+  version = exported.calling_convention_version
+  monkeypatch.setattr(jax.export, "maximum_supported_calling_convention_version", version - 1)
+  told = (
+    f"g.stablehlo: jax {jax.__version__} does not read it .its calling convention is {version}, "
+  )
+  with pytest.raises(weights.WeightsError, match=told):
+    graphs.read_stablehlo(tmp_path / "g.stablehlo")
+
+
 def test_what_lies_beside_the_graphs(tmp_path):
   model = tiny("vit_gelu", tokenizer_lib.original())
   exports.export(model, tmp_path / "out", "stablehlo")
   names = {path.name for path in (tmp_path / "out").iterdir()}
+  sums = sorted(name for name in names if name.endswith(".sha256"))
+  assert sums == [f"{name}.stablehlo.sha256" for name in ("clip", "image_encoder", "text_encoder")]
+  said = subprocess.run(
+    ["sha256sum", "--check", "--strict", *sums],
+    cwd=tmp_path / "out",
+    capture_output=True,
+    text=True,
+  )
+  assert said.stdout == "".join(f"{name.removesuffix('.sha256')}: OK\n" for name in sums), said
+  check_that_another_program_is_refused(tmp_path / "out")
   assert {"graphs.json", "preprocessor_config.json", "vocab.json", "merges.txt"} < names
   facts = json.loads((tmp_path / "out" / "graphs.json").read_text())
   assert facts["graphs"]["image_encoder"] == {

@@ -42,6 +42,7 @@ def get_config():
   ))
 """
 ROOT = pathlib.Path(__file__).parents[1]
+SEALED = ROOT / "tests" / "sealed"
 
 
 def _free_port() -> int:
@@ -76,7 +77,7 @@ class Run:
           command,
           stdout=file,
           stderr=subprocess.STDOUT,
-          env={**environment, "PYTHONPATH": str(how["code"])},
+          env={**environment, "PYTHONPATH": f"{how['code']}{os.pathsep}{SEALED}"},
           cwd=how["folder"],
         )
       self.processes.append(process)
@@ -324,7 +325,8 @@ def test_what_a_manager_says_is_enough(manager):
   for process in range(2):
     known = {
       "Slurm": {
-        "SLURM_JOB_ID": str(port),  # of which JAX makes the port
+        "SLURM_JOB_ID": str(port),  # of which JAX makes the port, the first 4096 left out
+        "JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{61440 + port % 4096}",
         "SLURM_STEP_NODELIST": "localhost",
         "SLURM_STEP_NUM_NODES": "1",
         "SLURM_NTASKS": "2",

@@ -36,6 +36,7 @@ LAYERS = (
     "interop.onnx_edits",
     "interop.unpickle",
     "json_lines",
+    "listening",
     "rounding",
     "watchdog",
   ),

@@ -329,3 +329,17 @@ def test_sources_that_are_no_weights(tmp_path):
   (tmp_path / "page.pt").write_text("<html>not found</html>")
   with pytest.raises(archive.ArchiveError, match="neither a PyTorch archive"):
     sources.load(tmp_path / "page.pt")
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("[" * 200_000, "cannot be read"),
+    ("[" + "[]," * (2 << 20) + "[]]", "over 4,194,304 bytes"),
+    ("[]", "not a JSON object"),
+  ],
+)
+def test_a_config_that_is_none(tmp_path, text, message):
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(weights.WeightsError, match=rf"config\.json: {message}"):
+    sources.load(tmp_path)

@@ -161,8 +161,6 @@ def test_all_that_does_not_fit_is_told_together(theirs):
   del arrays["ln_final.bias"]
   arrays["extra.weight"] = np.zeros(3, np.float32)
   arrays["text_projection"] = arrays["text_projection"][:, 1:]
-  arrays["positional_embedding"] = arrays["positional_embedding"].copy()
-  arrays["positional_embedding"][3, 2] = np.nan
   arrays["ln_final.weight"] = arrays["ln_final.weight"].astype(np.int32)
   arrays["transformer.resblocks.1.attn.in_proj_weight"] = np.zeros((5, 7), np.float32)
   with pytest.raises(weights.WeightsError) as caught:
@@ -171,11 +169,30 @@ def test_all_that_does_not_fit_is_told_together(theirs):
     "ln_final.bias is missing",
     "extra.weight is not part of this model",
     "text_projection has shape [24, 19]",
-    "positional_embedding holds NaN",
     "ln_final.weight is int32",
     "resblocks.1.attn.in_proj_weight has shape [5, 7]",
   ):
     assert message in str(caught.value)
+
+
+def test_nothing_is_read_or_made_before_all_fits(theirs, monkeypatch):
+  """Shapes and dtypes are those of the model, or no number is looked at; then all bad ones are."""
+  config, torch_model = theirs
+  model = architecture.from_open_clip_config(config)
+  arrays = {name: array.copy() for name, array in _arrays(torch_model).items()}
+  arrays["positional_embedding"][3, 2] = np.nan
+  arrays["ln_final.bias"][1] = np.inf
+  with pytest.raises(weights.WeightsError, match=r"ing holds NaN .*; ln_final\.bias holds NaN"):
+    weights.to_ours(arrays, naming.openai(model), model)
+
+  def looked(*_):
+    raise AssertionError("read, or memory taken")
+
+  for name in ("_is_finite", "_empty"):
+    monkeypatch.setattr(weights, name, looked)
+  arrays["text_projection"] = arrays["text_projection"][:, 1:]
+  with pytest.raises(weights.WeightsError, match=r"^text_projection has shape \[24, 19\]"):
+    weights.to_ours(arrays, naming.openai(model), model)
 
 
 def test_a_layer_too_few_or_too_many_is_told(theirs):

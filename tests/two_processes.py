@@ -13,7 +13,7 @@ TESTS = pathlib.Path(__file__).parent
 def run(script, *words, devices=1, folder=None, last=()):
   """[(exit code, what it said)] of `script HOST PORT words...`; `last` go to the second alone."""
   flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-  paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+  paths = os.pathsep.join([str(TESTS.parent), str(TESTS), str(TESTS / "sealed")])
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": paths}
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))

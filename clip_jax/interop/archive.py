@@ -3,7 +3,8 @@
 PyTorch archives (`torch.save` and TorchScript), safetensors, and NumPy's npz. Nothing is executed,
 and the arrays are read-only views into the mapped file, which cost no memory until they are used.
 (The safetensors library copies every array, and does not read bfloat16 into NumPy: its format is a
-JSON header and the bytes, so it is read here.)
+JSON header and the bytes, so it is read here, and without making objects of all that a stranger
+may have put into the header.)
 """
 
 import dataclasses
@@ -13,8 +14,10 @@ import json
 import math
 import mmap
 import pathlib
+import re
 import struct
 import zipfile
+from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes
@@ -22,8 +25,10 @@ import numpy as np
 
 from clip_jax.interop import unpickle
 
-_MAX_PICKLE_BYTES = 64 << 20
-_MAX_HEADER_BYTES = 100 << 20
+_MAX_PICKLE_BYTES = 4 << 20  # a byte of it may become 64 of memory; 300 arrays take 40 kB
+_MAX_INDEX_BYTES = 4 << 20
+_MAX_HEADER_BYTES = 16 << 20
+_MAX_TENSORS = 20_000
 
 _STORAGES = {
   "FloatStorage": "<f4", "HalfStorage": "<f2", "DoubleStorage": "<f8", "LongStorage": "<i8",
@@ -34,6 +39,17 @@ _SAFETENSORS = {
   "F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": ml_dtypes.bfloat16, "I64": "<i8", "I32": "<i4",
   "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
 }  # fmt: skip
+
+# A safetensors header: {"__metadata__": {"text": "text", ...}, "name": {...}, ...}, in any order.
+_GAP, _STRING = rb"[ \t\r\n]*+", rb'"(?:[^"\\]++|\\.)*+"'
+_COLON, _NEXT = _GAP + b":" + _GAP, _GAP + rb"([,}])" + _GAP
+_PAIR = _GAP + _STRING + _COLON + _STRING + _GAP
+_TEXTS = rb"\{(?:" + _PAIR + b"(?:," + _PAIR + b")*+)?+" + _GAP + rb"\}"
+_METADATA = re.compile(_GAP + b'"__metadata__"' + _COLON + _TEXTS + _NEXT, re.DOTALL)
+_ENTRY = re.compile(
+  _GAP + rb'"([ !#-\[\]-~]{1,1000}+)"' + _COLON + rb"(\{[^{}]{0,2000}+\})" + _NEXT
+)
+_NOTHING = re.compile(_GAP + rb"\}" + _GAP)
 
 
 class ArchiveError(ValueError):
@@ -91,7 +107,7 @@ def _read_file(path: pathlib.Path) -> Tensors:
   if data[:4] == b"PK\x03\x04":
     return _read_zip(path, data)
   if data[8:9] == b"{":
-    return Tensors(path, "safetensors", *_safetensors(path, data))
+    return Tensors(path, "safetensors", _safetensors(path, data))
   if data[:1] == b"\x80":
     raise ArchiveError(
       f"{path}: a bare pickle (torch.save before version 1.6), which is not read: load it with "
@@ -108,6 +124,8 @@ def _read_folder(folder: pathlib.Path) -> Tensors:
     raise ArchiveError(f"{folder}: no model.safetensors in it{torch_only if has else ''}")
   if single.is_file():
     return _read_file(single)
+  if index.stat().st_size > _MAX_INDEX_BYTES:
+    raise ArchiveError(f"{index}: over {_MAX_INDEX_BYTES:,} bytes, which no index of weights has")
   try:
     names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     shards = sorted(set(names.values()))
@@ -127,47 +145,68 @@ def _read_folder(folder: pathlib.Path) -> Tensors:
   return Tensors(folder, "safetensors", arrays)
 
 
-def _safetensors(
-  path: pathlib.Path, data: memoryview
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _safetensors(path: pathlib.Path, data: memoryview) -> dict[str, np.ndarray]:
   length = struct.unpack("<Q", data[:8])[0]
-  if length > min(_MAX_HEADER_BYTES, len(data) - 8):
+  if length > len(data) - 8:
     raise ArchiveError(
       f"{path}: claims a header of {length:,} bytes in a file of {len(data):,}: cut off or damaged"
     )
-  try:
-    header = json.loads(bytes(data[8 : 8 + length]), object_pairs_hook=_no_twins)
-    if not isinstance(header, dict):
-      raise ValueError("no object")
-  except (ValueError, RecursionError) as error:
-    raise ArchiveError(f"{path}: its header is not JSON of tensors ({error})") from error
-  facts = header.pop("__metadata__", None) or {}
-  body, arrays, ranges = data[8 + length :], {}, []
-  for name, entry in header.items():
+  if length > _MAX_HEADER_BYTES:
+    raise ArchiveError(
+      f"{path}: a header of {length:,} bytes, over the {_MAX_HEADER_BYTES:,} that are read"
+    )
+  body = data[8 + length :]
+  arrays: dict[str, np.ndarray] = {}
+  ranges: list[tuple[int, int, str]] = []
+  for name, text in _entries(path, data[8 : 8 + length]):
+    if name in arrays:
+      raise ArchiveError(f"{path}: its header has a name twice ({name!r})")
     try:
-      dtype, shape, (start, end) = (
-        _SAFETENSORS[entry["dtype"]],
-        entry["shape"],
-        entry["data_offsets"],
-      )
+      entry = json.loads(text.decode(), object_pairs_hook=_no_twins)
+      dtype = np.dtype(_SAFETENSORS[entry["dtype"]])
+      shape, (start, end) = entry["shape"], entry["data_offsets"]
       whole = [start, end, *shape]
       if not all(type(n) is int and n >= 0 for n in whole) or len(shape) > 32:
         raise ValueError("its shape or offsets are no such things")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
       raise ArchiveError(f"{path}: {name!r} is not described as a tensor ({error!r})") from error
-    wanted = math.prod(shape) * np.dtype(dtype).itemsize
+    wanted = math.prod(shape) * dtype.itemsize
     if end > len(body) or end - start != wanted:
       raise ArchiveError(
         f"{path}: {name!r} takes bytes {start:,} to {end:,} of {len(body):,} for {wanted:,}: cut "
         "off or damaged; get the file again"
       )
     ranges.append((start, end, name))
-    arrays[name] = np.frombuffer(body[start:end], dtype).reshape(shape)
+    arrays[name] = np.ndarray(shape, dtype, body, start)
   ranges.sort()
   for (_, end, name), (start, _, after) in itertools.pairwise(ranges):
     if start < end:
       raise ArchiveError(f"{path}: {name!r} and {after!r} share bytes: damaged")
-  return arrays, dict(facts) if isinstance(facts, dict) else {}
+  return arrays
+
+
+def _entries(path: pathlib.Path, header: memoryview) -> Iterator[tuple[str, bytes]]:
+  """Names of tensors and what describes them, one at a time.
+
+  They are found in the mapped file: a million tensors, or a list of a million lists where a shape
+  should be, become no objects. The metadata is passed over; nothing here needs it.
+  Raises: ArchiveError on what is no header, or has too many.
+  """
+  at, count, metadata, more = 1, 0, False, b","  # after the first {
+  if _NOTHING.fullmatch(header, at):
+    return
+  while more == b",":
+    if not metadata and (found := _METADATA.match(header, at)):
+      metadata = True
+    elif (found := _ENTRY.match(header, at)) and found[1] != b"__metadata__":
+      if (count := count + 1) > _MAX_TENSORS:
+        raise ArchiveError(f"{path}: over {_MAX_TENSORS:,} tensors, which no weights have")
+      yield found[1].decode(), found[2]
+    else:
+      raise ArchiveError(f"{path}: its header is not JSON of tensors (at its byte {at:,})")
+    at, more = found.end(), found[found.lastindex or 0]
+  if at != len(header):
+    raise ArchiveError(f"{path}: its header goes on after its end (at its byte {at:,})")
 
 
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

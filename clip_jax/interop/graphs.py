@@ -1,11 +1,14 @@
 """The computation itself, handed on: ONNX, StableHLO and TensorFlow's SavedModel.
 
 Each folder holds three graphs in float32 for any batch: `image_encoder`, `text_encoder` and `clip`
-(both, with the logits), and a graphs.json that names their inputs and outputs. ONNX takes pixels as
-[B, 3, R, R] and tokens as int64, as PyTorch's exports do; the other two [B, R, R, 3] and int32.
+(both, with the logits), and a graphs.json that names their inputs and outputs. A graph is a program
+that its reader runs, so the sha256 of each lies beside it, for `sha256sum --check`. ONNX takes
+pixels as [B, 3, R, R] and tokens as int64, as PyTorch's exports do; the other two [B, R, R, 3] and
+int32.
 """
 
 import dataclasses
+import hashlib
 import importlib
 import logging
 import os
@@ -27,6 +30,7 @@ from clip_jax.models.clip import CLIP
 FORMATS = ("onnx", "stablehlo", "savedmodel")
 PLATFORMS = ("cpu", "cuda", "tpu")  # of StableHLO and SavedModel
 _ONE_FILE_BYTES = 2**31 - 2**24  # an .onnx file holds less than 2 GiB, names and nodes included
+_PROGRAMS = {"onnx": "*.onnx", "stablehlo": "*.stablehlo", "savedmodel": "saved_model.pb"}
 _NEEDS = {
   "onnx": ("jax2onnx", "pip install -e '.[onnx]' && pip install --no-deps jax2onnx"),
   "savedmodel": ("tensorflow", "pip install -e '.[savedmodel]'"),
@@ -67,8 +71,59 @@ def write(model: inference.Clip, folder: pathlib.Path, format: str) -> None:
     "text_embeds": f"float32 ['texts', {m.embed_dim}], of length 1",
     "logits_per_image": "float32 ['images', 'texts']; logits_per_text: the same transposed",
     "loss": m.loss,
+    "jax": jax.__version__,
   }
+  for path in sorted(folder.glob(_PROGRAMS[format])):
+    _sidecar(path).write_text(f"{_sha256(path)}  {path.name}\n", encoding="utf-8")
   writers.json_file(folder / "graphs.json", description)
+
+
+def check_sha256(path: pathlib.Path) -> None:
+  """Raises: WeightsError when the file is not the one of which NAME.sha256, beside it, speaks."""
+  beside = _sidecar(path)
+  if not beside.exists():
+    return
+  told = beside.read_text(encoding="utf-8", errors="replace").split()[:1]
+  if told != [digest := _sha256(path)]:
+    raise WeightsError(
+      f"{path}: its sha256 is {digest}, which is not what {beside.name} says: it is a program, and "
+      "not the one that was exported; get both again"
+    )
+
+
+def _sidecar(path: pathlib.Path) -> pathlib.Path:
+  return path.with_name(f"{path.name}.sha256")
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_stablehlo(path: pathlib.Path) -> jax.export.Exported:
+  """A NAME.stablehlo, which is a program: `call` runs it.
+
+  Raises: WeightsError when it is not the file of its sha256, or of another JAX than this one reads.
+  """
+  check_sha256(path)
+  lowest = jax.export.minimum_supported_calling_convention_version
+  highest = jax.export.maximum_supported_calling_convention_version
+  try:
+    exported = jax.export.deserialize(bytearray(path.read_bytes()))
+    version = exported.calling_convention_version
+    reason = (
+      ""
+      if lowest <= version <= highest
+      else (f"its calling convention is {version}, this JAX has {lowest} to {highest}")
+    )
+  except Exception as error:  # whatever the reader of flatbuffers makes of another format
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+  if reason:
+    raise WeightsError(
+      f"{path}: jax {jax.__version__} does not read it ({reason}); graphs.json beside it says "
+      "which version wrote it: install that one, or export it anew with this"
+    )
+  return exported
 
 
 def graphs(model: inference.Clip, channels_first: bool) -> list[Graph]:

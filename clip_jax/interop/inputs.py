@@ -17,6 +17,7 @@ from clip_jax.interop import architecture
 from clip_jax.interop.architecture import WeightsError
 
 _OPEN_CLIP = "open_clip_config.json"
+_MAX_JSON_BYTES = 4 << 20  # a vocabulary of 49,408 takes 0.9 MB
 
 
 def huggingface_preprocess(
@@ -138,12 +139,16 @@ def original(model: config_lib.Model) -> str:
 def json_object(path: pathlib.Path) -> dict[str, Any]:
   """A JSON file that is an object. Raises: WeightsError."""
   try:
+    if path.stat().st_size > _MAX_JSON_BYTES:
+      raise WeightsError(f"{path.name}: over {_MAX_JSON_BYTES:,} bytes, which is no such file")
     fields = json.loads(path.read_text(encoding="utf-8"))
   except FileNotFoundError:
     raise WeightsError(
       f"{path.name} is not in the folder; get it from where the weights are"
     ) from None
-  except (OSError, ValueError) as error:
+  except WeightsError:
+    raise
+  except (OSError, ValueError, RecursionError) as error:
     raise WeightsError(f"{path.name}: cannot be read ({error})") from error
   if not isinstance(fields, dict):
     raise WeightsError(f"{path.name}: not a JSON object")

@@ -9,7 +9,6 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.export
 import numpy as np
 
 from clip_jax import inference
@@ -118,8 +117,8 @@ def _onnxruntime(
   }
 
   def run(graph: str, names: list[str]) -> list[np.ndarray]:
-    path = str(dest / f"{graph}.onnx")
-    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    graphs.check_sha256(path := dest / f"{graph}.onnx")
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return session.run(None, {name: inputs[name] for name in names})
 
   (image_NE,), (text_NE,) = (
@@ -136,7 +135,7 @@ def _jax_export(
   arrays = archive.read(dest / "weights.safetensors").arrays
 
   def run(graph: str, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
-    exported = jax.export.deserialize(bytearray((dest / f"{graph}.stablehlo").read_bytes()))
+    exported = graphs.read_stablehlo(dest / f"{graph}.stablehlo")
     return tuple(np.asarray(x) for x in exported.call(dict(arrays), *inputs))
 
   (image_NE,), (text_NE,) = run("image_encoder", image_NRR3), run("text_encoder", tokens_NL)
@@ -148,6 +147,7 @@ def _tensorflow(
   dest: pathlib.Path, image_NRR3: np.ndarray, tokens_NL: np.ndarray
 ) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
   tf = importlib.import_module("tensorflow")
+  graphs.check_sha256(dest / "saved_model.pb")
   signatures = tf.saved_model.load(str(dest)).signatures
   image = signatures["image_encoder"](pixel_values=tf.constant(image_NRR3))["image_embeds"].numpy()
   text = signatures["text_encoder"](input_ids=tf.constant(tokens_NL))["text_embeds"].numpy()

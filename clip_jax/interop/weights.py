@@ -43,20 +43,20 @@ def to_ours(
 ) -> dict[str, Any]:
   """Their arrays -> our variables (nested dicts of float32 arrays).
 
-  Raises: WeightsError naming every array that is missing, surplus, of another shape or dtype, or
-    not finite.
+  Raises: WeightsError naming every array that is missing, surplus, or of another shape or dtype,
+    before a number is read or memory taken; then every one that is not finite.
   """
-  shapes = flat(abstract_variables(model))
-  out = {path: _empty(leaf.shape) for path, leaf in shapes.items()}
+  shapes = {path: leaf.shape for path, leaf in flat(abstract_variables(model)).items()}
   used = {name for weight in table for name in weight.theirs}
   filled = {path for weight in table for path in weight.ours}
+  problems = [problem for weight in table for problem in _misfits(shapes, weight, arrays)]
+  surplus = [name for name in arrays if name not in used and not _NO_WEIGHT.fullmatch(name)]
+  problems += [f"{name} is not part of this model" for name in surplus]
+  problems += [f"nothing fills our {path}" for path in shapes.keys() - filled]
+  _refuse(problems)
+  out = {path: _empty(shape) for path, shape in shapes.items()}
 
   def place(weight: Weight) -> list[str]:
-    missing = [name for name in weight.theirs if name not in arrays]
-    unknown = [path for path in weight.ours if path not in out]
-    if missing or unknown:
-      found = [f"{name} is missing" for name in missing]
-      return found + [f"{weight.theirs[0]} has no place in this model" for _ in unknown]
     theirs = [arrays[name] for name in weight.theirs]
     found = _fill(out, weight, theirs)
     for array in theirs:
@@ -64,15 +64,15 @@ def to_ours(
     return found
 
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy lets threads copy
-    problems = [problem for found in pool.map(place, table) for problem in found]
-  surplus = [name for name in arrays if name not in used and not _NO_WEIGHT.fullmatch(name)]
-  problems += [f"{name} is not part of this model" for name in surplus]
-  problems += [f"nothing fills our {path}" for path in out.keys() - filled]
+    _refuse([problem for found in pool.map(place, table) for problem in found])
+  return nested(out)
+
+
+def _refuse(problems: list[str]) -> None:
   if problems:
     rest = len(problems) - _MOST_PROBLEMS
     more = f"; and {rest} more" if rest > 0 else ""
     raise WeightsError("; ".join(problems[:_MOST_PROBLEMS]) + more)
-  return nested(out)
 
 
 def _empty(shape: tuple[int, ...]) -> np.ndarray:
@@ -83,30 +83,45 @@ def _empty(shape: tuple[int, ...]) -> np.ndarray:
   return memory[start : start + size].view(np.float32).reshape(shape)
 
 
-def _fill(out: dict[str, np.ndarray], weight: Weight, theirs: list[np.ndarray]) -> list[str]:
-  """Writes one table entry into its place. Returns: what is wrong with it."""
-  names = ", ".join(weight.theirs)
-  problems = []
+def _misfits(
+  shapes: Mapping[str, tuple[int, ...]], weight: Weight, arrays: Mapping[str, np.ndarray]
+) -> list[str]:
+  """What is wrong with the arrays of one table entry by their names, dtypes and shapes."""
+  problems = [f"{name} is missing" for name in weight.theirs if name not in arrays]
+  unknown = [path for path in weight.ours if path not in shapes]
+  problems += [f"{weight.theirs[0]} has no place in this model" for _ in unknown]
+  if problems:
+    return problems
+  theirs = [arrays[name] for name in weight.theirs]
   for name, array in zip(weight.theirs, theirs, strict=True):
     if not jnp.issubdtype(array.dtype, jnp.floating):
       problems.append(f"{name} is {array.dtype}, not floating point")
-    elif not _is_finite(array):
+  if problems:
+    return problems
+  names, given = ", ".join(weight.theirs), ", ".join(str(list(array.shape)) for array in theirs)
+  try:  # with one byte in all places
+    ours = weight.layout.to_ours([np.broadcast_to(np.int8(0), array.shape) for array in theirs])
+  except (ValueError, IndexError):
+    return [f"{names} has shape {given}, which cannot be laid out as {weight.ours[0]}"]
+  for path, value in zip(weight.ours, ours, strict=True):
+    wanted = shapes[path] if weight.layer is None else shapes[path][1:]
+    if value.shape != wanted:
+      return [f"{names} has shape {given}, which gives {path} {value.shape}, not {wanted}"]
+  return []
+
+
+def _fill(out: dict[str, np.ndarray], weight: Weight, theirs: list[np.ndarray]) -> list[str]:
+  """Writes one table entry, which fits, into its place. Returns: which numbers are none."""
+  problems = []
+  for name, array in zip(weight.theirs, theirs, strict=True):
+    if not _is_finite(array):
       problems.append(f"{name} holds NaN or infinity")
     elif name.endswith("running_var") and array.min() < 0:
       problems.append(f"{name} holds a negative variance")
   if problems:
     return problems
-  targets = [out[path] for path in weight.ours]
-  if weight.layer is not None:
-    targets = [target[weight.layer] for target in targets]
-  given = ", ".join(str(list(array.shape)) for array in theirs)
-  try:
-    ours = weight.layout.to_ours(theirs)
-  except (ValueError, IndexError):
-    return [f"{names} has shape {given}, which cannot be laid out as {weight.ours[0]}"]
-  for path, target, value in zip(weight.ours, targets, ours, strict=True):
-    if value.shape != target.shape:
-      return [f"{names} has shape {given}, which gives {path} {value.shape}, not {target.shape}"]
+  for path, value in zip(weight.ours, weight.layout.to_ours(theirs), strict=True):
+    target = out[path] if weight.layer is None else out[path][weight.layer]
     target[...] = value
   return []
 

@@ -26,7 +26,8 @@ KILLS = 26
 def _kill(workdir, rng):
   """One process that saves step after step, killed at a random moment. Returns: what it told."""
   here = pathlib.Path(__file__)
-  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(here.parents[2])}
+  paths = os.pathsep.join([str(here.parents[2]), str(here.parents[1] / "sealed")])
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
   child = subprocess.Popen(
     [sys.executable, str(here.with_name("saving.py")), str(workdir)],
     stdout=subprocess.PIPE,

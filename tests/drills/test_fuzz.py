@@ -35,5 +35,9 @@ def test_tar_files(drill):
   _fuzz("tar", 33, drill)
 
 
+def test_parquet(drill):
+  _fuzz("parquet", 33, drill)
+
+
 def test_archives(drill):
   _fuzz("archives", 33, drill)

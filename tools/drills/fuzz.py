@@ -1,6 +1,6 @@
 """Feeds damaged input to one reader for some seconds: it reads it, or raises its one exception.
 
-python -m tools.drills.fuzz {images,records,tar,archives,tables} [--seconds 30] [--seed 0]
+python -m tools.drills.fuzz {images,records,tar,parquet,archives,tables} [--seconds 30] [--seed 0]
 
 With atheris, where it is installed, which looks for new paths through the code; otherwise by random
 changes of good files. The last line of the output is JSON: engine, executions, crashes. An input
@@ -22,9 +22,11 @@ import tempfile
 import time
 from collections.abc import Callable
 
+import pyarrow
+import pyarrow.parquet
 from PIL import Image
 
-from clip_jax.data import images, records, tables, tar
+from clip_jax.data import images, parquet_source, records, storage, tables, tar
 from clip_jax.interop import archive
 from tools import fuzz_archive
 
@@ -52,6 +54,16 @@ def _tar(data: bytes, path: pathlib.Path) -> None:
   with contextlib.suppress(tar.TarError):
     for member in tar.members(path):
       assert 0 <= member.offset <= member.offset + member.size <= len(data), member
+
+
+def _parquet(data: bytes, path: pathlib.Path) -> None:
+  path.write_bytes(data)
+  file = storage.File(str(path), len(data), "")
+  with contextlib.suppress(records.RecordError):
+    source = parquet_source.ParquetSource([file])
+    for i in range(min(len(source), 8)):
+      with contextlib.suppress(records.RecordError):
+        assert isinstance(source[i].image, bytes)
 
 
 def _archive(data: bytes, path: pathlib.Path) -> None:
@@ -110,6 +122,19 @@ def _tars() -> list[bytes]:
   return out
 
 
+def _parquets() -> list[bytes]:
+  out = []
+  for image, kind in (
+    ([b"one", b"two", None], "snappy"),
+    ([{"bytes": b"one", "path": "a"}], "zstd"),
+  ):
+    table = pyarrow.table({"image": image, "caption": [["a", "größe"]] * len(image)})
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(table, sink, row_group_size=2, compression=kind, store_schema=False)
+    out.append(sink.getvalue().to_pybytes())
+  return out
+
+
 def _weights() -> list[bytes]:
   with tempfile.TemporaryDirectory() as folder:
     return [file.read_bytes() for file in fuzz_archive.own_files(pathlib.Path(folder))]
@@ -128,6 +153,7 @@ TARGETS: dict[str, tuple[Callable[[bytes, pathlib.Path], None], Callable[[], lis
   "images": (_image, _pictures),
   "records": (_record, _packed),
   "tar": (_tar, _tars),
+  "parquet": (_parquet, _parquets),
   "archives": (_archive, _weights),
   "tables": (_table, _texts),
 }

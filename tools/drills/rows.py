@@ -334,7 +334,7 @@ _REST = (
       *_in("test_weights", "test_embeddings_and_logits_equal_open_clips",
            "test_round_trips_are_exact"),
     ),
-    Z=_in("drills/test_fuzz", "test_archives", "test_records", "test_tar_files"),
+    Z=_in("drills/test_fuzz", "test_archives", "test_records", "test_tar_files", "test_parquet"),
   ),
   Row(
     34, "evaluation", "a size that does not divide, other batches or devices, NaN, a bad image",
