@@ -236,6 +236,23 @@ def test_too_many_bad_records_stop_the_run_and_are_named(drill):
   named = str(error.value).partition("the first on this host: ")[2]
   assert len(named.split("; ")) == 10
   assert sum(bad.counts()["bad_records"].values()) > 10
+  _assert_a_wholly_bad_source_is_named(drill)
+
+
+def _assert_a_wholly_bad_source_is_named(drill):
+  """Also where it is one record in a hundred of the mixture."""
+  drawn = scenes.Scenes("train", 40)
+  broken = [dataclasses.replace(drawn[0], key=f"{i}", image=b"no image") for i in range(40)]
+  both = [SOURCES[0], records.MemorySource(broken, "broken")]
+  mixture = (c.Source(kind="scenes"), c.Source(path="/data/broken", weight=0.01))
+  for used, steps in ((mixture, 7), ((c.Source(weight=0.0), mixture[1]), 1)):
+    config = _replace_data(CONFIG, sources=used)
+    with pytest.raises(records.RecordError, match="and no substitute") as error:
+      _batches(steps, config, both)
+    assert str(error.value).startswith("config.data.sources[1] (/data/broken): a bad record")
+    named = re.findall(r"broken record (\d+) \(unreadable\)", str(error.value))
+    assert len(set(named)) == len(named) == 10
+    drill(6, most_steps=steps)
 
 
 MUTATIONS = {
@@ -295,7 +312,9 @@ def test_the_prefetcher_hands_on_batches_and_errors():
   stream.close()
 
 
-def test_the_prefetcher_does_not_wait_for_ever():
+def test_the_prefetcher_does_not_wait_for_ever(monkeypatch):
+  monkeypatch.setattr(pipeline.storage, "failures", pipeline.storage.Failures())
+  pipeline.storage.failures.add("gs://a/0.tar: bytes 5-9: 503")
   release = threading.Event()
 
   def hangs():
@@ -303,7 +322,7 @@ def test_the_prefetcher_does_not_wait_for_ever():
     yield 1
 
   stream = pipeline.Prefetcher(hangs(), lambda x: x, depth=1, stall_seconds=0.05)
-  with pytest.raises(pipeline.DataError, match="no batch for"):
+  with pytest.raises(pipeline.DataError, match="no batch for .* last answer: gs://a/0.tar: .* 503"):
     next(stream)
   release.set()
   stream.close()

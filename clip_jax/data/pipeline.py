@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 
 from clip_jax import config as config_lib
-from clip_jax.data import crops, images, places, records, scenes
+from clip_jax.data import crops, images, places, records, scenes, storage
 from clip_jax.data.tokenizer import Tokenizer
 
 # Without and with scaled_decode; raise one whenever the same record would give another example.
@@ -107,7 +107,8 @@ def example_dataset(
   for i, (source, settings) in enumerate(zip(sources, config.data.sources, strict=True)):
     if settings.weight <= 0:
       continue
-    resilient = records.ResilientSource(source, decode)
+    where = f"config.data.sources[{i}] ({settings.path or settings.kind})"
+    resilient = records.ResilientSource(source, decode, where)
     to_example = ToExample(
       resilient,
       tokenizer,
@@ -307,7 +308,11 @@ class Prefetcher:
       except queue.Empty:
         waited = time.perf_counter() - start
       if waited >= self._stall_seconds:
-        raise DataError(f"no batch for {self._stall_seconds:.0f} s: a loader or its storage hangs")
+        said = storage.failures.newest()  # of threads; worker processes have logged theirs
+        why = f"; a store's last answer: {said}" if said else ""
+        raise DataError(
+          f"no batch for {self._stall_seconds:.0f} s: a loader or its storage hangs{why}"
+        )
       if waited >= self._slow_seconds and not told:
         told = True
         _log.warning("waiting for data for %.0f s: slow storage?", waited)
