@@ -266,8 +266,8 @@ class ResilientSource:
       if len(named) < _NAMED and position not in named:
         named[position] = f"{self._source.locate(position)} ({cause})"
     raise RecordError(
-      f"{self._name}: a bad record, and no substitute for it among {_ATTEMPTS} draws; the first bad "
-      f"ones: {'; '.join(named.values())}; the last error: {why}"
+      f"{self._name}: a bad record, and no substitute for it among {_ATTEMPTS} draws; the first "
+      f"bad ones: {'; '.join(named.values())}; the last error: {why}"
     )
 
   def _position(self, index: int, attempt: int) -> int:

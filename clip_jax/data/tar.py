@@ -96,14 +96,15 @@ def _check_rest(file: BinaryIO, start: int, end: int) -> None:
   file.seek(start)
   rest = file.read(min(end - start, _MAX_EMPTY_BYTES))
   if more := rest.lstrip(b"\0"):
+    found = start + len(rest) - len(more)
     raise _Damaged(
-      f"an empty block at byte {start:,}, but more follows at byte {start + len(rest) - len(more):,}"
-      ": a hole, or two archives in one file"
+      f"an empty block at byte {start:,}, but more follows at byte {found:,}: a hole, or two "
+      "archives in one file"
     )
   if start + len(rest) < end:
     raise _Damaged(
-      f"an empty block at byte {start:,}, {end - start:,} bytes before its end: a copy that was not "
-      "finished, or a hole"
+      f"an empty block at byte {start:,}, {end - start:,} bytes before its end: a copy that was "
+      "not finished, or a hole"
     )
 
 
