@@ -199,11 +199,16 @@ _TRAINING = (
     N=_in("drills/test_signals", "test_sigterm_in_each_phase"),
   ),
   Row(
-    19, "training", "SIGTERM to the whole process group, with worker processes",
+    19, "training",
+    "SIGTERM to the whole process group, with worker processes; kill -9 while these start",
     "as 18; no process is left behind",
     ("{stops} stops, {most_seconds:.1f} s to exit at most; left: {left} processes, {shm} shared "
-     "memory; {differing} of {leaves} arrays differ in the end",),
-    N=_in("drills/test_signals", "test_sigterm_to_the_group"),
+     "memory; {differing} of {leaves} arrays differ in the end",
+     "{kills} kills while workers start, the last of which ended {most_gone_seconds:.1f} s later"),
+    N=(
+      *_in("drills/test_signals", "test_sigterm_to_the_group"),
+      *_in("drills/test_workers", "test_a_trainer_killed_while_its_workers_start"),
+    ),
   ),
   Row(
     20, "training", "two preemptions", "bit for bit what an undisturbed run ends with",
