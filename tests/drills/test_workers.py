@@ -47,7 +47,7 @@ def test_a_killed_worker_ends_the_run(tmp_path, number, drill):
   drill(8, killed=1, most_seconds=seconds)
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.4, 0.8, 1.2])
+@pytest.mark.parametrize("seconds", [0.0, 0.2, 0.4, 0.6])
 def test_a_trainer_killed_while_its_workers_start(tmp_path, seconds, drill):
   """So long after there is a worker, which imports for some seconds before it can be told."""
   before, here = processes.shared_memory(), pathlib.Path(__file__)
@@ -75,7 +75,7 @@ def test_a_trainer_killed_while_its_workers_start(tmp_path, seconds, drill):
   for pid in left:
     with contextlib.suppress(ProcessLookupError):
       os.kill(pid, signal.SIGKILL)
-  assert seconds > 0.5 or "a batch" not in told, "the workers had begun"
+  assert "a batch" not in told, "the workers had begun"
   drill(19, kills=1, most_gone_seconds=gone, left=len(left), shm=len(shm))
   assert not left, told
   assert not shm
