@@ -124,7 +124,7 @@ def page(
 # Changing these between a save and a restart changes nothing that training computes.
 _FREE = (
   "name", "init", "log_every_steps", "evaluation", "checkpoint", "data.sources", "data.workers",
-  "data.threads", "data.prefetch_batches", "data.max_bad_fraction",
+  "data.threads", "data.prefetch_batches", "data.max_bad_fraction", "data.worker_memory_gib",
 )  # fmt: skip
 
 

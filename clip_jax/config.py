@@ -111,6 +111,9 @@ class Data:
   max_bad_fraction: float = 0.001  # of the records seen; past it (and past 10) the run stops
   # JPEGs at 1/2, 1/4 or 1/8 of their size where the crop needs no more: see data/crops.py
   scaled_decode: bool = True
+  # GiB of address space that a worker process may take besides its own at its start and that of
+  # the batches it holds; a record that needs more is a bad one. 0: no limit
+  worker_memory_gib: float = 16.0
 
 
 @dataclasses.dataclass(frozen=True)

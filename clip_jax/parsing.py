@@ -50,6 +50,7 @@ _LATER: dict[tuple[str, ...], Any] = {
   ("optimizer", "text_weights_dtype"): "float32",
   ("optimizer", "lock_image"): False,
   ("data", "scaled_decode"): False,
+  ("data", "worker_memory_gib"): 0.0,
 }
 
 
@@ -148,6 +149,7 @@ def _contradictions(config: config_lib.Config) -> list[str]:
     "config.steps": config.steps,
     "config.evaluation.every_steps": config.evaluation.every_steps,
     "config.data.workers": config.data.workers,
+    "config.data.worker_memory_gib": config.data.worker_memory_gib,
     "config.mesh.data": config.mesh.data,
     "config.loss.chunk": config.loss.chunk,
   }

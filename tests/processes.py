@@ -33,6 +33,12 @@ def descendants(pid: int) -> list[int]:
   return out
 
 
+def of_session(number: int) -> list[int]:
+  """All processes of a session, whoever their parents are by now."""
+  pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+  return [pid for pid in pids if _stat(pid)[3:4] == [str(number)]]
+
+
 def workers(pid: int) -> list[int]:
   """Those of its descendants that are workers of multiprocessing, by what they were started as."""
   return [child for child in descendants(pid) if b"spawn_main" in _command(child)]

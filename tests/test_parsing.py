@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from clip_jax import cli, parsing
+from clip_jax import agreement, cli, parsing
 from clip_jax import config as c
 
 FULL = c.Config(
@@ -112,7 +112,12 @@ def test_a_saved_config_gets_the_fields_that_came_later():
 def test_a_run_of_before_goes_on_with_whole_decodes():
   saved = c.to_dict(FULL)
   assert saved["data"].pop("scaled_decode") is True
-  assert parsing.parse(parsing.upgrade(saved)).data.scaled_decode is False
+  assert saved["data"].pop("worker_memory_gib") == 16.0
+  data = parsing.parse(parsing.upgrade(saved)).data
+  assert (data.scaled_decode, data.worker_memory_gib) == (False, 0.0)
+  pages = [{"config": {"data": {**saved["data"], "worker_memory_gib": g}}, "data": {}}
+           for g in (0.0, 16.0)]  # fmt: skip
+  assert agreement.differences(*pages) == []
 
 
 def test_all_mistakes_are_told_together():

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import pickle
+import re
 
 import msgpack
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from array_record.python import array_record_module
 from PIL import Image
 
-from clip_jax.data import records
+from clip_jax.data import images, records
 
 
 def _png(value: int) -> bytes:
@@ -203,9 +204,35 @@ def test_a_passing_fault_of_storage_is_tried_again():
 
 
 def test_nothing_but_bad_records_is_an_error():
+  """The first ten of a large source are named, of a small one each once."""
   empty = records.Record("a", b"", ("x",))
-  source = records.ResilientSource(records.MemorySource([empty] * 4, "memory"))
-  with pytest.raises(
-    records.RecordError, match=r"100 bad records in a row.*memory record 2.*empty"
-  ):
-    source[2]
+  for count in (4, 1000):
+    source = records.ResilientSource(records.MemorySource([empty] * count, "memory"))
+    with pytest.raises(records.RecordError, match="no substitute for it among 100 draws") as error:
+      source[2]
+    named = re.findall(r"memory record (\d+) \(empty\)", str(error.value))
+    assert named[0] == "2"
+    assert len(named) == len(set(named)) == min(count, 10)
+    assert str(error.value).startswith("MemorySource(memory, ")
+    assert str(error.value).endswith("; the last error: no bytes at all")
+
+
+def test_memory_that_is_short_is_a_cause():
+  """Also where a decoder has made an error of its own of it."""
+
+  class Short(records.MemorySource):
+    def __getitem__(self, index):
+      if index % 2:
+        raise MemoryError
+      return super().__getitem__(index)
+
+  def decode(image):
+    try:
+      raise MemoryError
+    except MemoryError as error:
+      raise images.ImageError("truncated", "cannot be decoded") from error
+
+  resilient = records.ResilientSource(Short([_record(i) for i in range(20)], "memory"))
+  assert [records.CAUSES[resilient[i]["bad"]] for i in (0, 1)] == ["good", "memory"]
+  with pytest.raises(records.RecordError, match=r"memory record 2 \(memory\)"):
+    records.ResilientSource(records.MemorySource([_record(0)] * 9, "memory"), decode)[2]

@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import re
 
 import fsspec
 import pyarrow as pa
@@ -22,6 +23,7 @@ def _patient(tmp_path_factory, monkeypatch):
   monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
   PAUSES.clear()
   monkeypatch.setattr(storage.time, "sleep", PAUSES.append)
+  monkeypatch.setattr(storage, "failures", storage.Failures())
 
 
 @pytest.fixture
@@ -133,6 +135,48 @@ def test_it_gives_up_and_says_what_it_asked_for(store):
     source[0]
   assert len(PAUSES) == storage.ATTEMPTS - 1
   assert records._cause(error.value) == "storage"
+
+
+def test_a_store_that_is_down_ends_the_run_with_its_answer_and_is_logged_once(store, caplog):
+  """A record or two that it does not give are replaced, as other bad ones are."""
+  _tars(store.root, 30)
+  source = _open(store.url)
+  resilient = records.ResilientSource(source, name="config.data.sources[1]")
+  assert not storage.failures.newest()
+  caplog.clear()
+  for count in (1, 2):
+    store.faults = ["503"] * (count * 2 * storage.ATTEMPTS)
+    element = resilient[0]
+    assert (records.CAUSES[element["bad"]], element["attempts"]) == ("storage", count + 1)
+    assert element["key"] == source[resilient._position(0, count)].key
+  assert len(caplog.messages) == 1
+  assert re.fullmatch(r"storage fails .*00000\.tar: bytes \d+-\d+: 503, .*", caplog.messages[0])
+  PAUSES.clear()
+  store.faults = ["503"] * 10_000
+  with pytest.raises(
+    records.RecordError,
+    match=r"config\.data\.sources\[1\]: its store is down: 3 records in a row .*: http.*"
+    r"bytes \d+-\d+: failed 6 times, at last: 503",
+  ):
+    resilient[0]
+  assert len(PAUSES) == 3 * 2 * (storage.ATTEMPTS - 1)
+  assert sum(PAUSES) < 100  # seconds, of 600 after which a loader is taken for dead
+  assert len(caplog.messages) == 1
+  assert "503" in storage.failures.newest()
+
+
+def test_after_a_minute_without_failures_the_next_one_is_told_again(monkeypatch, caplog):
+  clock = [0.0]
+  monkeypatch.setattr(storage.time, "monotonic", lambda: clock[0])
+  failures, told = storage.Failures(), []
+  for seconds in (0, 50, 100, 150, 215):
+    clock[0] = seconds
+    failures.add(f"at {seconds}")
+    told.append(len(caplog.messages))
+  assert told == [1, 1, 1, 1, 2]
+  assert failures.newest() == "at 215"
+  clock[0] = 276
+  assert failures.newest() == ""
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Members of tar files: each found where Python finds it, no cut unseen, no size believed."""
 
+import io
 import random
 import tarfile
 
@@ -52,6 +53,61 @@ def test_a_cut_anywhere_is_an_error_or_does_not_matter(tmp_path, drill):
     else:
       tar.check_end(path)
       drill(7, harmless=1)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_hole_over_any_header_is_found(tmp_path, form, drill):
+  """Of one block and of a page, which may hide several members and then contents."""
+  files = {name: data for i in range(5) for name, data in trees.pair(i).items()}
+  whole = trees.tar(tmp_path / "whole.tar", files, FORMATS[form]).read_bytes()
+  starts = [member.offset - tar.BLOCK for member in tar.members(tmp_path / "whole.tar")]
+  assert len(starts) == 15
+  path = tmp_path / "hole.tar"
+  for start in starts:
+    for size in (tar.BLOCK, 4096):
+      data = whole[:start] + bytes(size) + whole[start + size :]
+      if not data[start:].strip(b"\0") and form != "pax":
+        continue  # the last ones, whole: an archive of fewer members, if no pax header tells
+      path.write_bytes(data[: len(whole)])
+      with pytest.raises(tar.TarError, match=rf"hole\.tar: .* byte {start:,}.*fetch it again"):
+        tar.members(path)
+      drill(7, injected=1, detected=1)
+
+
+def test_what_follows_the_end_is_an_error(tmp_path, drill):
+  """Another archive, junk, and more empty blocks than any archive is filled up with."""
+  first = trees.tar(tmp_path / "a.tar", trees.pair(0)).read_bytes()
+  end = max(m.offset + m.size for m in tar.members(tmp_path / "a.tar"))
+  end += -end % tar.BLOCK
+  path = tmp_path / "b.tar"
+  for more in (first, first[:end] + bytes(tar.BLOCK), bytes(700_000) + b"junk"):
+    path.write_bytes(first + more)
+    where = len(first) + len(more) - len(more.lstrip(b"\0"))
+    said = rf"b\.tar: an empty block at byte {end:,}, but more follows at byte {where:,}: a hole"
+    with pytest.raises(tar.TarError, match=said):
+      tar.members(path)
+  path.write_bytes(first[:end] + bytes(2**20))
+  assert tar.members(path) == tar.members(tmp_path / "a.tar")
+  path.write_bytes(first[:end] + bytes(2**20 + tar.BLOCK))
+  with pytest.raises(tar.TarError, match=r"49,088 bytes before its end: a copy that was not fin"):
+    tar.members(path)
+  drill(7, injected=4, detected=4)
+
+
+def test_of_a_long_end_little_is_read(tmp_path):
+  path = trees.tar(tmp_path / "a.tar", trees.pair(0))
+  with path.open("r+b") as file:
+    file.truncate(2**40)  # a hole: it takes no room
+  read = []
+
+  class Counting(io.FileIO):
+    def read(self, size=-1):
+      read.append(size)
+      return super().read(size)
+
+  with Counting(path) as file, pytest.raises(tar.TarError, match="a copy that was not finished"):
+    tar.scan(file, "a.tar", len)
+  assert sum(read) < 2 * 2**20
 
 
 def _header(kind: bytes, size: bytes, name: bytes = b"a.jpg") -> bytes:

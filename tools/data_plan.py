@@ -58,6 +58,9 @@ _ADVICE = """## What follows
   images split the data by source and prepare each part alone; what is the same in two parts then
   stays. `--against` (evaluation sets) and `--validation-fraction` go by the image alone and
   hold over all parts.
+- Make no source of a mixture tiny. grain's shuffle walks through 65,536 numbers an epoch however
+  few the records are: each costs some 0.6 ms of it in a source of 64, 0.03 ms in one of 1,000,
+  under 0.01 ms from 10,000 on. The same order cannot be had for less.
 - Any host may die: the batch of a step is a function of the step, so that nothing of the data's
   position is saved, on however many hosts.
 """

@@ -3,6 +3,8 @@
 An image is a binary column, or Hugging Face's struct {bytes, path}, of which the path is never
 followed; a caption is a text or a list of texts. A record costs the reading of its row group,
 unless that is one of the last ones read: what is trained on in random order wants small groups.
+A flipped bit is noticed in pages that have checksums (pyarrow's write_page_checksum=True); in
+others only where it breaks the format or the image.
 """
 
 import collections

@@ -6,15 +6,14 @@ whatever the number of hosts, workers and restarts. There is no position to save
 
 import collections
 import contextlib
-import ctypes
 import dataclasses
+import errno
 import functools
 import logging
 import math
 import multiprocessing
 import multiprocessing.process
 import queue
-import signal
 import threading
 import time
 import types
@@ -26,7 +25,7 @@ import numpy as np
 from absl import flags
 
 from clip_jax import config as config_lib
-from clip_jax.data import crops, images, places, records, scenes
+from clip_jax.data import crops, images, places, records, scenes, storage, workers
 from clip_jax.data.tokenizer import Tokenizer
 
 # Without scaled_decode; raise it whenever the same record would give another example.
@@ -34,7 +33,6 @@ _TRANSFORM_VERSION = 1
 _STALL_SECONDS = 600.0  # a loader that gives nothing for this long is taken for dead
 _SLOW_SECONDS = 10.0  # after which people are told of a wait
 _LAST_WORDS_SECONDS = 5.0  # that an error of a worker may need to get here after the worker ended
-_PR_SET_PDEATHSIG = 1
 _log = logging.getLogger(__name__)
 
 
@@ -107,7 +105,8 @@ def example_dataset(
   for i, (source, settings) in enumerate(zip(sources, config.data.sources, strict=True)):
     if settings.weight <= 0:
       continue
-    resilient = records.ResilientSource(source, decode)
+    where = f"config.data.sources[{i}] ({settings.path or settings.kind})"
+    resilient = records.ResilientSource(source, decode, where)
     to_example = ToExample(
       resilient,
       tokenizer,
@@ -143,25 +142,18 @@ def host_batches(
     )
   batches = example_dataset(config, sources, tokenizer).batch(config.data.batch_pairs // hosts)
   mine = batches[host + start_step * hosts :: hosts]
-  workers, prefetch = config.data.workers, config.data.prefetch_batches
-  threads = 1 if workers else config.data.threads
+  count, prefetch = config.data.workers, config.data.prefetch_batches
+  threads = 1 if count else config.data.threads
   stream = mine.to_iter_dataset(
     grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
   )
-  if workers:
+  if count:
     if not flags.FLAGS.is_parsed():  # grain's workers read absl's flags, which only absl.app parses
       flags.FLAGS.mark_as_parsed()
-    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
-    stream = stream.mp_prefetch(options, worker_init_fn=_start_worker)
+    options = grain.MultiprocessingOptions(num_workers=count, per_worker_buffer_size=prefetch)
+    start = functools.partial(workers.start, workers.memory_bytes(config, hosts))
+    stream = stream.mp_prefetch(options, worker_init_fn=start)
   return iter(stream)
-
-
-def _start_worker(worker: int, workers: int) -> None:
-  """Workers leave signals to the trainer, and die with it."""
-  del worker, workers
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def fingerprint(
@@ -292,6 +284,8 @@ class Prefetcher:
       self._ended_workers()  # from here on they are known
     if error is None:
       return batch
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+      raise DataError(f"{workers.NO_MEMORY} ({str(error) or type(error).__name__})") from error
     if isinstance(error, RuntimeError) and (ended := self._ended_workers()):
       raise DataError(f"{ended}; the loader says: {error}") from error
     raise error
@@ -307,7 +301,11 @@ class Prefetcher:
       except queue.Empty:
         waited = time.perf_counter() - start
       if waited >= self._stall_seconds:
-        raise DataError(f"no batch for {self._stall_seconds:.0f} s: a loader or its storage hangs")
+        said = storage.failures.newest()  # of threads; worker processes have logged theirs
+        why = f"; a store's last answer: {said}" if said else ""
+        raise DataError(
+          f"no batch for {self._stall_seconds:.0f} s: a loader or its storage hangs{why}"
+        )
       if waited >= self._slow_seconds and not told:
         told = True
         _log.warning("waiting for data for %.0f s: slow storage?", waited)

@@ -16,16 +16,18 @@ import msgpack
 import numpy as np
 from array_record.python import array_record_module
 
-from clip_jax.data import images
+from clip_jax.data import images, storage
 from clip_jax.data.bytepairs import TokenizerError
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
 CAUSES = (
   "good", "storage", "record", "caption", "unreadable", "truncated", "too_large", "mode", "empty",
-  "other",
+  "other", "memory",
 )  # fmt: skip  # why a record was replaced, by code; those of images.ImageError under their names
 _ATTEMPTS = 100
+_NAMED = 10  # bad records, in an error
+_UNAVAILABLE = 3  # records in a row that a store does not give, after which it is taken for down
 
 
 class RecordError(ValueError):
@@ -210,12 +212,15 @@ class ResilientSource:
 
   The replacement is a function of the index alone, the same on every host, in every worker and at
   every restart; the element carries the cause, so that counts are exact. An exception must not
-  leave this class: grain would lose the rest of a worker's records. `decode` makes an image of a
-  record's.
+  leave this class, unless the run should end: grain would lose the rest of a worker's records. A
+  store that is down is no bad record: after three in a row that it does not give, the run ends.
+  `decode` makes an image of a record's; `name` is the source's in errors.
   """
 
-  def __init__(self, source: RecordSource, decode: Callable[[Any], Any] = images.as_image):
-    self._source, self._decode = source, decode
+  def __init__(
+    self, source: RecordSource, decode: Callable[[Any], Any] = images.as_image, name: str = ""
+  ):
+    self._source, self._decode, self._name = source, decode, name or repr(source)
 
   def __repr__(self) -> str:
     return f"ResilientSource({self._source!r})"
@@ -226,7 +231,8 @@ class ResilientSource:
   def __getitem__(self, index: int) -> dict[str, Any]:
     """{image, captions, key, bad, index, attempts}; `bad` is an index into CAUSES.
 
-    Raises: RecordError when a hundred records in a row are bad.
+    Raises: RecordError when the record and 99 that could replace it are bad, with the first ten of
+      them; or when its store is down, with its last answer.
     """
     return self._element(int(index), 0, 0)
 
@@ -236,6 +242,8 @@ class ResilientSource:
     return self._element(element["index"], element["attempts"], bad)
 
   def _element(self, index: int, attempts: int, bad: int) -> dict[str, Any]:
+    named: dict[int, str] = {}  # bad ones, with their causes
+    unavailable, why = 0, ""
     for attempt in range(attempts, _ATTEMPTS):
       position = self._position(index, attempt)
       try:
@@ -245,12 +253,21 @@ class ResilientSource:
         if captions:
           fields = {"image": image, "captions": captions, "key": record.key}
           return {**fields, "bad": np.int32(bad), "index": index, "attempts": attempt + 1}
-        cause = "caption"
+        cause, why, unavailable = "caption", "no caption", 0
       except (Exception, SystemExit) as error:  # of any kind: see the class
-        cause = _cause(error)
+        cause, why = _cause(error), str(error) or type(error).__name__
+        unavailable = unavailable + 1 if isinstance(error, storage.Unavailable) else 0
       bad = bad or CAUSES.index(cause)
+      if unavailable == _UNAVAILABLE:
+        raise RecordError(
+          f"{self._name}: its store is down: {unavailable} records in a row could not be had, each "
+          f"asked for twice; the last answer: {why}"
+        )
+      if len(named) < _NAMED and position not in named:
+        named[position] = f"{self._source.locate(position)} ({cause})"
     raise RecordError(
-      f"{_ATTEMPTS} bad records in a row, the first {self._source.locate(index)} ({CAUSES[bad]})"
+      f"{self._name}: a bad record, and no substitute for it among {_ATTEMPTS} draws; the first "
+      f"bad ones: {'; '.join(named.values())}; the last error: {why}"
     )
 
   def _position(self, index: int, attempt: int) -> int:
@@ -267,6 +284,8 @@ class ResilientSource:
 
 
 def _cause(error: BaseException) -> str:
+  if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
+    return "memory"
   if isinstance(error, images.ImageError):
     return error.cause
   if isinstance(error, TokenizerError):

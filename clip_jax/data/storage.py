@@ -1,7 +1,8 @@
 """Bytes of files, on this machine or in an object store: listed, and read from any place in them.
 
 A path with a scheme (gs://, s3://, https://) is read range by range through fsspec, with time
-limits and retries; any other path is one of this machine. Nothing is downloaded as a whole.
+limits and retries; any other path is one of this machine. Nothing is downloaded as a whole. Of
+requests that fail one line is logged, until a minute has passed without another failure.
 """
 
 import concurrent.futures
@@ -9,9 +10,12 @@ import dataclasses
 import functools
 import hashlib
 import io
+import logging
+import math
 import os
 import pathlib
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, TypeVar
@@ -20,6 +24,7 @@ ATTEMPTS = 6  # of one request
 FIRST_SECONDS, MOST_SECONDS = 0.5, 20.0  # of the pause after a failure: doubled each time
 TIMEOUT_SECONDS = 30.0  # of one request
 BLOCK_BYTES = 4 * 2**20  # that are asked for at most, and where a file is read in order
+STORM_SECONDS = 60.0  # more than lie between two failures of one request
 _THREADS = 16  # requests at a time
 _REMOTE = re.compile(r"[a-z][a-z0-9+]*://")
 _NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -30,6 +35,7 @@ _STAMPS = ("ETag", "etag", "md5Hash", "Content-MD5", "generation", "LastModified
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError,
           NotImplementedError, TypeError)  # fmt: skip
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 
 class StorageError(OSError):
@@ -38,6 +44,33 @@ class StorageError(OSError):
 
 class NotThere(StorageError):
   """A path at which there is nothing."""
+
+
+class Unavailable(StorageError):
+  """Bytes that a store did not give, however often it was asked: what may pass, and did not."""
+
+
+class Failures:
+  """The newest failure of a request to a store, in this process."""
+
+  def __init__(self) -> None:
+    self._lock, self._time, self._text = threading.Lock(), -math.inf, ""
+
+  def add(self, text: str) -> None:
+    """Notes it, and logs it when it is the first one for a while."""
+    with self._lock:
+      first = time.monotonic() - self._time > STORM_SECONDS
+      self._time, self._text = time.monotonic(), text
+    if first:
+      _log.warning("storage fails and is asked again: %s", text)
+
+  def newest(self) -> str:
+    """What failed in the last minute; empty: nothing."""
+    with self._lock:
+      return self._text if time.monotonic() - self._time <= STORM_SECONDS else ""
+
+
+failures = Failures()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +253,7 @@ def pause_seconds(what: str, attempt: int) -> float:
 
 
 def _request(path: str, what: str, ask: Callable[[Any, str], _T]) -> _T:
-  """Asks a store, again after what may pass. Raises: StorageError."""
+  """Asks a store, again after what may pass. Raises: StorageError; Unavailable in the end."""
   scheme, _, rest = path.partition("://")
   filesystem = _filesystem(scheme)
   own = path if scheme in ("http", "https") else rest
@@ -237,8 +270,9 @@ def _request(path: str, what: str, ask: Callable[[Any, str], _T]) -> _T:
         if status == 404 or isinstance(error, FileNotFoundError):
           raise NotThere(f"{path}: {what}: not there") from error
         raise StorageError(f"{path}: {what}: {why}") from error
+      failures.add(f"{path}: {what}: {why}")
       if attempt + 1 == ATTEMPTS:
-        raise StorageError(f"{path}: {what}: failed {ATTEMPTS} times, at last: {why}") from error
+        raise Unavailable(f"{path}: {what}: failed {ATTEMPTS} times, at last: {why}") from error
       time.sleep(pause_seconds(f"{path} {what}", attempt))
   raise AssertionError("the loop ends in a value or an error")
 

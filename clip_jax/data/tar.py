@@ -1,8 +1,11 @@
 """Where the members of a tar file lie. Nothing is extracted, no name is taken for a path.
 
 The formats of POSIX (ustar, pax) and GNU, uncompressed. Every size is checked against the file
-before anything of it is read, and a file that was cut short is an error, at whatever byte.
-(Python's own tarfile takes a file that ends between two members for a whole one.)
+before anything of it is read, and a file that was cut short is an error, at whatever byte; so is
+one with a hole over a header, and one that another was appended to. (Python's own tarfile takes a
+file that ends between two members, or before an empty block, for a whole one.) Unseen stays a hole
+from before a member up to the end's own empty blocks, which is an archive of fewer members, and any
+change of a member's own bytes, which have no checksum in a tar file.
 """
 
 import dataclasses
@@ -13,6 +16,7 @@ from typing import BinaryIO
 BLOCK = 512
 _EMPTY = bytes(BLOCK)
 _MAX_EXTRA_BYTES = 1_000_000  # of a pax header or a long name
+_MAX_EMPTY_BYTES = 2**20  # at the end: archives are filled up to 10 KiB, for tapes up to 1 MiB
 _FILE_KINDS = (b"0", b"\0", b"7")
 _DIRECTORY, _LONG_NAME, _LONG_LINK, _PAX, _PAX_OF_ALL = b"5", b"L", b"K", b"x", b"g"
 
@@ -87,6 +91,23 @@ def _check_end(file: BinaryIO) -> None:
     raise _Damaged(f"cut short at byte {size:,}: its last blocks are not empty")
 
 
+def _check_rest(file: BinaryIO, start: int, end: int) -> None:
+  """From the first empty block on an archive is empty, and not for long."""
+  file.seek(start)
+  rest = file.read(min(end - start, _MAX_EMPTY_BYTES))
+  if more := rest.lstrip(b"\0"):
+    found = start + len(rest) - len(more)
+    raise _Damaged(
+      f"an empty block at byte {start:,}, but more follows at byte {found:,}: a hole, or two "
+      "archives in one file"
+    )
+  if start + len(rest) < end:
+    raise _Damaged(
+      f"an empty block at byte {start:,}, {end - start:,} bytes before its end: a copy that was "
+      "not finished, or a hole"
+    )
+
+
 def _read(file: BinaryIO, seen: Callable[[bytes], object] = len) -> Iterator[Member]:
   end, offset = file.seek(0, 2), 0
   extra: dict[str, str] = {}  # what the headers before a member say of it
@@ -96,6 +117,9 @@ def _read(file: BinaryIO, seen: Callable[[bytes], object] = len) -> Iterator[Mem
     if len(header) < BLOCK:
       raise _Damaged(f"cut short at byte {end:,}: the empty block at its end is missing")
     if header == _EMPTY:
+      if extra:
+        raise _Damaged(f"the member is missing whose name or size ends at byte {offset:,}")
+      _check_rest(file, offset, end)
       return
     seen(header)
     _check(header, offset)

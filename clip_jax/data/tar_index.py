@@ -27,7 +27,7 @@ IMAGES = ("jpg", "jpeg", "png", "webp")  # by preference
 # Offset and bytes of image, text and JSON in the tar file (0: not there, as no content lies at byte
 # 0), offset and bytes of the key among the keys; then the CRC-32 of these and the key.
 _ROW = struct.Struct("<QIQIQIIHI")
-_MAGIC = b"cjtarix\x01"
+_MAGIC = b"cjtarix\x02"  # 1 did not look past the first empty block of a tar file
 # magic, size of the tar file, its stamp hashed, rows, samples left out, bytes of the note on them,
 # bytes of the keys, sha256 of all headers of the tar file; then the CRC-32 of these
 _FIELDS = struct.Struct("<8sQ16sQQQQ32s")

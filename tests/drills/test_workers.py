@@ -1,9 +1,13 @@
 """Worker processes of the loader that die, hang, or end as if all were well (drills 8 and 9)."""
 
+import contextlib
 import multiprocessing
 import os
+import pathlib
 import re
 import signal
+import subprocess
+import sys
 import time
 
 import breaking
@@ -41,6 +45,40 @@ def test_a_killed_worker_ends_the_run(tmp_path, number, drill):
   assert processes.left(all_of_it) == []
   assert processes.shared_memory() <= before
   drill(8, killed=1, most_seconds=seconds)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.2, 0.4, 0.6])
+def test_a_trainer_killed_while_its_workers_start(tmp_path, seconds, drill):
+  """So long after there is a worker, which imports for some seconds before it can be told."""
+  before, here = processes.shared_memory(), pathlib.Path(__file__)
+  paths = os.pathsep.join(map(str, (here.parents[2], here.parents[1])))
+  with (tmp_path / "output").open("w") as output:
+    run = subprocess.Popen(
+      [sys.executable, str(here.with_name("loading.py"))],
+      stdout=output,
+      stderr=output,
+      env={**test_train._environment(), "PYTHONPATH": paths},
+      start_new_session=True,
+    )
+  try:
+    while not processes.workers(run.pid):
+      assert run.poll() is None, (tmp_path / "output").read_text()
+      time.sleep(0.01)
+    time.sleep(seconds)
+  finally:
+    run.kill()
+    run.wait()
+  start = time.monotonic()
+  left = processes.left(processes.of_session(run.pid), 20.0)
+  gone, shm = time.monotonic() - start, processes.shared_memory() - before
+  told = (tmp_path / "output").read_text()
+  for pid in left:
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(pid, signal.SIGKILL)
+  assert "a batch" not in told, "the workers had begun"
+  drill(19, kills=1, most_gone_seconds=gone, left=len(left), shm=len(shm))
+  assert not left, told
+  assert not shm
 
 
 ENDS = {

@@ -86,15 +86,21 @@ _DATA = (
     ),
   ),
   Row(
-    7, "data", "a shard cut short, with a flipped bit, missing, or empty",
-    "an error that names file and place; never a shorter epoch without a word",
+    7, "data", "a shard cut short, missing, empty, with holes, or with a flipped bit",
+    "an error that names file and place; never a shorter epoch without a word. A bit flipped in a "
+    "record is found in ArrayRecord, and in Parquet whose pages have checksums; in other Parquet "
+    "files and in tar files only if the decoder sees it",
     ("{detected} of {injected} found, {harmless} without effect on any record",),
     F=(
       *_in(
         "test_records", "test_a_missing_or_cut_shard_is_found_at_once",
         "test_a_flipped_bit_is_found_when_it_is_read",
       ),
-      *_in("test_tar", "test_a_cut_anywhere_is_an_error_or_does_not_matter"),
+      *_in(
+        "test_tar", "test_a_cut_anywhere_is_an_error_or_does_not_matter",
+        "test_a_hole_over_any_header_is_found", "test_what_follows_the_end_is_an_error",
+      ),
+      *_in("test_parquet_source", "test_flipped_bits_in_checked_pages_are_noticed"),
       *_in("test_tar_source", "test_damaged_folders_are_errors_at_once"),
     ),
     N=_in("drills/test_data", "test_a_bit_flipped_anywhere_in_a_shard"),
@@ -193,11 +199,16 @@ _TRAINING = (
     N=_in("drills/test_signals", "test_sigterm_in_each_phase"),
   ),
   Row(
-    19, "training", "SIGTERM to the whole process group, with worker processes",
+    19, "training",
+    "SIGTERM to the whole process group, with worker processes; kill -9 while these start",
     "as 18; no process is left behind",
     ("{stops} stops, {most_seconds:.1f} s to exit at most; left: {left} processes, {shm} shared "
-     "memory; {differing} of {leaves} arrays differ in the end",),
-    N=_in("drills/test_signals", "test_sigterm_to_the_group"),
+     "memory; {differing} of {leaves} arrays differ in the end",
+     "{kills} kills while workers start, the last of which ended {most_gone_seconds:.1f} s later"),
+    N=(
+      *_in("drills/test_signals", "test_sigterm_to_the_group"),
+      *_in("drills/test_workers", "test_a_trainer_killed_while_its_workers_start"),
+    ),
   ),
   Row(
     20, "training", "two preemptions", "bit for bit what an undisturbed run ends with",
