@@ -60,7 +60,7 @@ LAYERS = (
     "sharding",
   ),
   (
-    "checkpoint",
+    "checksums",
     "data.folder_source",
     "data.parquet_source",
     "data.scenes",
@@ -81,6 +81,7 @@ LAYERS = (
     "ring",
   ),
   (
+    "checkpoint",
     "data.places",
     "evaluation.copies",
     "evaluation.overlap.effect",
@@ -284,6 +285,7 @@ TESTED_WITH = {
   "cli_options_studies": "studies",
   "cli_studies": "studies",
   "config": "parsing",
+  "checksums": "checkpoint",
   "chips": "preflight",
   "collectives": "program",
   "hlo": "program",
