@@ -22,7 +22,9 @@ import test_checkpoint
 import test_hosts
 import test_train
 
-from clip_jax import checkpoint
+from clip_jax import checkpoint, cli, inference, sharding, train_step
+from clip_jax.data import tokenizer as tokenizer_lib
+from clip_jax.interop import sources
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 KILLS = 26
@@ -141,9 +143,9 @@ TEXT = (
 )
 
 
-def _two_hosts(folder):
+def _two_hosts(folder, *options):
   """To the last step, or from the newest checkpoint on. Each host reads its half of the leaves."""
-  run = test_hosts.Run(folder, 2, 1, "--config.mesh.fsdp=2", text=TEXT)
+  run = test_hosts.Run(folder, 2, 1, "--config.mesh.fsdp=2", *options, text=TEXT)
   assert run.wait() == [0, 0], run.text()
   assert run.checkpoints() == [10, 20, 30, STEPS]
   return run
@@ -151,7 +153,16 @@ def _two_hosts(folder):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-  return _two_hosts(tmp_path_factory.mktemp("undisturbed"))
+  """It begins with weights of ours, which all hosts read, and with their vocabulary."""
+  folder = tmp_path_factory.mktemp("undisturbed")
+  (folder / "tiny.py").write_text(TEXT)
+  config = cli.load_config(str(folder / "tiny.py"), [])
+  fresh = train_step.init_state(config, sharding.one_device())
+  vocabulary = tokenizer_lib.train(["a red circle", "a blue square", "two green rings"], 540)
+  sources.save(inference.Clip(config, fresh.params, vocabulary), folder / "weights")
+  run = _two_hosts(folder, f"--config.init={folder / 'weights'}")
+  assert (run.workdir / "tokenizer.json").read_text() == vocabulary.to_json()
+  return run
 
 
 @pytest.mark.parametrize("damage", ["cut short", "a bit"])
