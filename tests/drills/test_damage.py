@@ -22,7 +22,8 @@ import test_checkpoint
 import test_hosts
 import test_train
 
-from clip_jax import checkpoint, cli, inference, sharding, train_step
+from clip_jax import checkpoint, cli, inference, sharding, train, train_step
+from clip_jax.data import pipeline
 from clip_jax.data import tokenizer as tokenizer_lib
 from clip_jax.interop import sources
 
@@ -139,6 +140,7 @@ STEPS = 40
 TEXT = (
   test_hosts.EXPERIMENT.replace("steps=40", f"steps={STEPS}")
   .replace("every_steps=8, batch=16", "batch=16")
+  .replace("context_length=16", "context_length=24")
   .replace("Checkpoint(every_steps=4)", "Checkpoint(every_steps=10, keep=20)")
 )
 
@@ -158,7 +160,8 @@ def undisturbed(tmp_path_factory):
   (folder / "tiny.py").write_text(TEXT)
   config = cli.load_config(str(folder / "tiny.py"), [])
   fresh = train_step.init_state(config, sharding.one_device())
-  vocabulary = tokenizer_lib.train(["a red circle", "a blue square", "two green rings"], 540)
+  captions = pipeline.captions(train.open_sources(config))
+  vocabulary = tokenizer_lib.train(captions, 590)  # the run's own would have 600 words
   sources.save(inference.Clip(config, fresh.params, vocabulary), folder / "weights")
   run = _two_hosts(folder, f"--config.init={folder / 'weights'}")
   assert (run.workdir / "tokenizer.json").read_text() == vocabulary.to_json()
