@@ -4,25 +4,25 @@ A step's folder holds the items `params`, `batch_stats` (running statistics of b
 where the model has any), `train` (everything else in the state) and `meta` (JSON: format, config,
 fingerprint of the data, tokenizer, every leaf's shape, dtype and checksum, and a sha256 of the page
 itself). Orbax does not notice changed bits, so the checksums are compared at every restore.
+
+Of several hosts each reads by itself, and what one of them cannot read, no host uses: after every
+read all agree on what was met, so that they fall back together. Of several hosts all must call.
 """
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
-import math
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import options as ocp_options
 
-from clip_jax import hosts
+from clip_jax import checksums, hosts
 
 FORMAT = 1
 _ARRAYS = ("params", "batch_stats", "train")  # items
@@ -52,8 +52,9 @@ class Checkpoints:
 
   def __init__(self, workdir: str | pathlib.Path, keep: int = 3, read_only: bool = False):
     self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
-    if read_only and not self.folder.is_dir():
-      raise CheckpointError(f"{workdir}: no checkpoints there ({self.folder} is not a folder)")
+    with _met_by_all():
+      if read_only and not self.folder.is_dir():
+        raise CheckpointError(f"{workdir}: no checkpoints there ({self.folder} is not a folder)")
     self.saved_step: int | None = None  # the last step known to be whole on the disk
     self._pending: int | None = None
     commit = ocp_options.AtomicityOptions(mode=ocp_options.AtomicityMode.COMMIT_FILE)
@@ -73,11 +74,23 @@ class Checkpoints:
       raise CheckpointError(
         f"{self.folder}: cannot be written ({error.strerror or error})"
       ) from error
+    # The manager's own restore ends in a collective, in which a host that has read its part would
+    # wait for one that could not.
+    alone = ocp_options.MultiprocessingOptions(jax.process_index(), {jax.process_index()})
+    self._reader = ocp.Checkpointer(
+      ocp.CompositeCheckpointHandler(**handlers),
+      multiprocessing_options=alone,
+      atomicity_options=commit,
+    )
 
   def steps(self) -> list[int]:
-    """The committed steps, oldest first; partial and foreign folders are not among them."""
+    """The committed steps, oldest first; partial and foreign folders are not among them.
+
+    Of several hosts, those that process 0 sees: a shared folder may show them late to others.
+    """
     self._manager.reload()
-    return sorted(self._manager.all_steps())
+    steps = json.dumps(sorted(self._manager.all_steps()))
+    return list(json.loads(hosts.from_first(steps.encode())))
 
   def save(
     self, step: int, params: Any, train: Any, meta: dict[str, Any], batch_stats: Any = None
@@ -88,7 +101,7 @@ class Checkpoints:
     """
     self.wait()
     trees = _trees(params, train, batch_stats)
-    meta = {"format": FORMAT, **meta, "leaves": leaves(trees)}
+    meta = {"format": FORMAT, **meta, "leaves": checksums.of_leaves(trees)}
     meta["sha256"] = _digest(meta)
     arrays = {name: ocp.args.PyTreeSave(tree) for name, tree in trees.items()}
     items = ocp.args.Composite(**arrays, meta=ocp.args.JsonSave(meta))
@@ -133,21 +146,21 @@ class Checkpoints:
 
     Raises: CheckpointError when it cannot be read; Mismatch when it is of another format.
     """
-    try:
-      restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-    except Exception as error:
-      raise CheckpointError(
-        f"{self.folder / str(step)}: its meta cannot be read ({error})"
-      ) from error
-    if restored.meta.get("sha256") != _digest(restored.meta):
-      raise CheckpointError(f"{self.folder / str(step)}: damaged, checksum differs in meta")
-    if restored.meta.get("format") != FORMAT:
+    folder, items = self.folder / str(step), ocp.args.Composite(meta=ocp.args.JsonRestore())
+    with _met_by_all():
+      try:
+        meta: dict[str, Any] = self._reader.restore(folder, args=items).meta
+      except Exception as error:
+        raise CheckpointError(f"{folder}: its meta cannot be read ({error})") from error
+      if meta.get("sha256") != _digest(meta):
+        raise CheckpointError(f"{folder}: damaged, checksum differs in meta")
+    if meta.get("format") != FORMAT:
       raise Mismatch(
-        f"{self.folder / str(step)}: of format {restored.meta.get('format')}, and this release of "
-        f"clip_jax reads format {FORMAT}; go on with the release that wrote it, or export its "
-        "weights with that one and import them here"
+        f"{folder}: of format {meta.get('format')}, and this release of clip_jax reads format "
+        f"{FORMAT}; go on with the release that wrote it, or export its weights with that one and "
+        "import them here"
       )
-    return restored.meta
+    return meta
 
   def newest_meta(self) -> tuple[int, dict[str, Any]] | None:
     """The newest step whose facts page can be read, with that page; None when there is no step.
@@ -173,25 +186,22 @@ class Checkpoints:
 
     Raises: CheckpointError; its subclass Mismatch when another model or optimizer wrote it.
     """
-    meta = self.meta(step)
+    meta, folder = self.meta(step), self.folder / str(step)
     wanted = _trees(params, train, batch_stats)
-    _check_structure(self.folder / str(step), meta["leaves"], wanted)
+    _check_structure(folder, meta["leaves"], wanted)
     items = {
       name: ocp.args.PyTreeRestore(tree, ocp.checkpoint_utils.construct_restore_args(tree))
       for name, tree in wanted.items()
     }
-    try:
-      restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-    except Exception as error:
-      raise CheckpointError(
-        f"{self.folder / str(step)}: cannot be read ({_first_line(error)})"
-      ) from error
-    found = leaves({name: restored[name] for name in wanted})
+    with _met_by_all():
+      try:
+        restored = self._reader.restore(folder, args=ocp.args.Composite(**items))
+      except Exception as error:
+        raise CheckpointError(f"{folder}: cannot be read ({_first_line(error)})") from error
+    found = checksums.of_leaves({name: restored[name] for name in wanted})
     damaged = [name for name in found if found[name] != meta["leaves"][name]]
     if damaged:
-      raise CheckpointError(
-        f"{self.folder / str(step)}: damaged, checksum differs in {_some(damaged)}"
-      )
+      raise CheckpointError(f"{folder}: damaged, checksum differs in {_some(damaged)}")
     found_train = None if train is None else restored["train"]
     found_stats = restored["batch_stats"] if batch_stats else {}
     return Restored(step, restored["params"], found_train, meta, found_stats)
@@ -203,7 +213,8 @@ class Checkpoints:
 
     When training goes on from it, folders of later steps are moved to `checkpoints_damaged`, so
     those steps can be saved again.
-    Raises: CheckpointError when there are checkpoints and none is whole; Mismatch at once.
+    Raises: CheckpointError when there are checkpoints and none is whole, or a folder cannot be
+      moved; Mismatch at once.
     """
     found, steps = None, self.steps()
     for step in reversed(steps):
@@ -224,18 +235,41 @@ class Checkpoints:
     return found
 
   def _set_aside_after(self, step: int) -> None:
+    """Process 0 moves them; no host goes on before."""
     aside = self.folder.with_name("checkpoints_damaged")
-    for folder in sorted(self.folder.iterdir()):
-      if folder.name.isdecimal() and int(folder.name) > step:
-        aside.mkdir(exist_ok=True)
-        target = aside / f"{folder.name}-{sum(1 for _ in aside.iterdir())}"
-        _log.warning("%s is not a whole checkpoint; moved to %s", folder, target)
-        folder.rename(target)
+    with _met_by_all():
+      try:
+        for folder in sorted(self.folder.iterdir()) if jax.process_index() == 0 else ():
+          if folder.name.isdecimal() and int(folder.name) > step:
+            aside.mkdir(exist_ok=True)
+            target = aside / f"{folder.name}-{sum(1 for _ in aside.iterdir())}"
+            _log.warning("%s is not a whole checkpoint; moved to %s", folder, target)
+            folder.rename(target)
+      except OSError as error:
+        raise CheckpointError(
+          f"{self.folder}: what is not whole there cannot be moved to {aside} ({error}); move it "
+          "away, then start the same command again"
+        ) from error
     self._manager.reload()
 
 
 class Mismatch(CheckpointError):
   """The checkpoint is whole, but of another model, optimizer or run."""
+
+
+@contextlib.contextmanager
+def _met_by_all() -> Iterator[None]:
+  """The CheckpointError that any host meets inside is raised on all of them, at the end.
+
+  Inside, no host may wait for another: one that meets an error does not come to where it waits.
+  """
+  which = f" (met by host {jax.process_index()})" if jax.process_count() > 1 else ""
+  try:
+    yield
+  except CheckpointError as error:
+    raise CheckpointError(hosts.first_said(f"{error}{which}")) from error
+  if said := hosts.first_said(""):
+    raise CheckpointError(said)
 
 
 def _trees(params: Any, train: Any, batch_stats: Any) -> dict[str, Any]:
@@ -248,7 +282,7 @@ def _trees(params: Any, train: Any, batch_stats: Any) -> dict[str, Any]:
 
 def _check_structure(where: pathlib.Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
   """Every leaf must be there with its shape and dtype: orbax would cast silently."""
-  expected = {name: [list(x.shape), str(x.dtype)] for name, x in _named(wanted)}
+  expected = {name: [list(x.shape), str(x.dtype)] for name, x in checksums.named(wanted)}
   have = {name: value[:2] for name, value in saved.items() if name.split("/")[0] in wanted}
   problems = [f"{name} is not in it" for name in expected.keys() - have.keys()]
   problems += [f"{name} is in it and not in this model" for name in have.keys() - expected.keys()]
@@ -257,67 +291,6 @@ def _check_structure(where: pathlib.Path, saved: dict[str, Any], wanted: dict[st
       problems.append(f"{name} is {have[name]}, this model has {expected[name]}")
   if problems:
     raise Mismatch(f"{where}: of another model or optimizer: {_some(sorted(problems), 12)}")
-
-
-def leaves(tree: Any) -> dict[str, list[Any]]:
-  """Each leaf's [shape, dtype, checksum]; the same on any mesh and in any number of processes."""
-  named = [(name, jnp.asarray(leaf)) for name, leaf in _named(tree)]
-  parts = jax.device_get([_checksums_here(leaf) for _, leaf in named])
-  sums = np.array([sum(map(int, part)) % 2**32 for part in parts], np.uint32)
-  spread = np.array([not leaf.is_fully_addressable for _, leaf in named], bool)
-  if spread.any():
-    sums = np.where(spread, hosts.sum_over_hosts(np.where(spread, sums, 0)), sums)
-  return {
-    name: [list(leaf.shape), str(leaf.dtype), int(checksum) % 2**32]
-    for (name, leaf), checksum in zip(named, sums, strict=True)
-  }
-
-
-def _named(tree: Any) -> list[tuple[str, Any]]:
-  paths = jax.tree_util.tree_leaves_with_path(tree)
-  return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in paths]
-
-
-def _checksums_here(leaf: jax.Array) -> list[jax.Array]:
-  """Checksums of the parts of a leaf that are this process's to count; they add up to its own."""
-  parts = []
-  for shard in leaf.addressable_shards:
-    if shard.replica_id == 0:
-      start = jnp.array([axis.start or 0 for axis in shard.index], jnp.uint32)
-      parts.append(_checksum(leaf.shape, shard.data, start))
-  return parts
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _checksum(shape: tuple[int, ...], part: jax.Array, start: jax.Array) -> jax.Array:
-  """A uint32 that any single changed element changes, of the part at `start` of a whole `shape`.
-
-  Each element's bits are multiplied by an odd number that depends on its position; a change of
-  one element by d != 0 moves the sum by d times an odd number, which is not 0 modulo 2^32.
-  """
-  strides = [math.prod(shape[axis + 1 :]) % 2**32 for axis in range(len(shape))]
-  first = sum((start[i] * jnp.uint32(stride) for i, stride in enumerate(strides)), jnp.uint32(0))
-  if part.ndim < 3:
-    return _part_checksum(part, strides, first)
-
-  # layer by layer, as XLA on a CPU holds a leaf's products in memory
-  def add(layer: jax.Array, total: jax.Array) -> jax.Array:
-    rows = jax.lax.dynamic_index_in_dim(part, layer, keepdims=False)
-    place = first + layer.astype(jnp.uint32) * jnp.uint32(strides[0])
-    return total + _part_checksum(rows, strides[1:], place)
-
-  return jax.lax.fori_loop(0, part.shape[0], add, jnp.uint32(0))
-
-
-def _part_checksum(array: jax.Array, strides: list[int], first: jax.Array) -> jax.Array:
-  """Of elements whose positions are `first` and so many `strides` further."""
-  unsigned = jnp.dtype(f"uint{array.dtype.itemsize * 8}")
-  bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
-  index = jnp.full(array.shape, first)
-  for axis, stride in enumerate(strides):
-    index += jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis) * jnp.uint32(stride)
-  weight = (index * jnp.uint32(2654435761)) | jnp.uint32(1)
-  return jnp.sum(bits * weight, dtype=jnp.uint32)
 
 
 def _digest(meta: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from clip_jax import config as config_lib
@@ -20,6 +21,7 @@ _FREE = ("compute_dtype", "residual_dtype", "scan_layers", "remat", "resolution"
 def state(config: config_lib.Config, mesh: Mesh) -> train_step.TrainState:
   """The first state; with `config.init`, its weights and running statistics, the rest afresh.
 
+  Of several hosts all must call.
   Raises: ValueError naming what of the config does not suit the weights; as `clip_jax.load`.
   """
   if not config.init:
@@ -31,7 +33,9 @@ def state(config: config_lib.Config, mesh: Mesh) -> train_step.TrainState:
   fresh = train_step.init_state(config, mesh)
 
   def put(ours: object, new: object) -> object:
-    return jax.tree.map(lambda x, y: jax.device_put(x.astype(y.dtype), y.sharding), ours, new)
+    return jax.tree.map(  # through the host: not every backend sends to another host's devices
+      lambda x, y: jax.device_put(np.asarray(x.astype(y.dtype)), y.sharding), ours, new
+    )
 
   return dataclasses.replace(
     fresh,
@@ -65,7 +69,10 @@ def recast(
 
 
 def vocabulary(config: config_lib.Config) -> tokenizer_lib.Tokenizer | None:
-  """The vocabulary that the weights of `config.init` were trained with; None without weights."""
+  """The vocabulary that the weights of `config.init` were trained with; None without weights.
+
+  Of several hosts all must call: they agree on whether a checkpoint of ours can be read.
+  """
   return sources.load(config.init).tokenizer if config.init else None
 
 

@@ -215,12 +215,14 @@ def workdir_tokenizer(
     tokenizer = tokenizer_lib.original()
   else:
     path = workdir / "tokenizer.json"
-    if jax.process_index() == 0 and not path.exists():
-      trained = initial.vocabulary(config) or tokenizer_lib.train(
-        pipeline.captions(sources), config.model.text.vocab_size
-      )
-      metrics.write_atomically(path, trained.to_json())
-    hosts.wait_for_all("tokenizer")
+    if hosts.from_first(b"" if path.exists() else b"first start"):
+      theirs = initial.vocabulary(config)
+      if jax.process_index() == 0:
+        trained = theirs or tokenizer_lib.train(
+          pipeline.captions(sources), config.model.text.vocab_size
+        )
+        metrics.write_atomically(path, trained.to_json())
+      hosts.wait_for_all("tokenizer")
     try:
       tokenizer = tokenizer_lib.Tokenizer.from_json(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from clip_jax import checkpoint, sharding
+from clip_jax import checkpoint, checksums, hosts, sharding
 from clip_jax import config as config_lib
 
 # A restore that fails leaves orbax's event loop to the garbage collector, which complains later.
@@ -160,6 +160,54 @@ def test_damaged_data_is_not_trained_on(saved, caplog, offset, damage, drill):
   drill(25, injected=1, detected=1, by_checksum=alone, harmless=0)
 
 
+@pytest.mark.parametrize("reading", ["its meta", "its arrays"])
+def test_what_another_host_cannot_read_is_not_used(saved, monkeypatch, caplog, reading):
+  """This host reads all of step 20; what stands for the agreement says what host 1 met."""
+  said = []
+
+  def first_said(mine):
+    said.append(mine)
+    number = {"its meta": 2, "its arrays": 3}[reading]  # after the look at the folder
+    return "20: cannot be read (met by host 1)" if len(said) == number else mine
+
+  monkeypatch.setattr(hosts, "first_said", first_said)
+  restored = _restore(saved)
+  assert restored.step == 10
+  _assert_equal((restored.params, restored.train), _trees(10))
+  assert not any(said)
+  assert caplog.messages[0] == (
+    "20: cannot be read (met by host 1); falling back to the step before"
+  )
+  assert sorted(p.name for p in (saved / "checkpoints").iterdir()) == ["10"]
+  assert [p.name for p in (saved / "checkpoints_damaged").iterdir()] == ["20-0"]
+
+
+def test_all_hosts_take_the_steps_that_the_first_sees(saved, monkeypatch):
+  monkeypatch.setattr(hosts, "from_first", lambda data: {b"[10, 20]": b"[10]"}.get(data, data))
+  checkpoints = checkpoint.Checkpoints(saved, read_only=True)
+  assert checkpoints.steps() == [10]
+  assert checkpoints.newest_meta()[0] == 10
+  checkpoints.close()
+
+
+def test_the_first_host_alone_sets_aside_and_all_hear_that_it_cannot(saved, monkeypatch):
+  checkpoints = checkpoint.Checkpoints(saved)
+  (saved / "checkpoints_damaged").write_text("in the way")
+  damaged = "what is not whole there cannot be moved to .*checkpoints_damaged .*File exists"
+  with pytest.raises(checkpoint.CheckpointError, match=damaged):
+    checkpoints._set_aside_after(10)
+  (saved / "checkpoints_damaged").unlink()
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  monkeypatch.setattr(hosts, "first_said", lambda mine: mine)
+  checkpoints._set_aside_after(10)
+  assert sorted(p.name for p in (saved / "checkpoints").iterdir()) == ["10", "20"]
+  monkeypatch.setattr(hosts, "first_said", lambda _: "it cannot be moved (met by host 0)")
+  with pytest.raises(checkpoint.CheckpointError, match="met by host 0"):
+    checkpoints._set_aside_after(10)
+  monkeypatch.undo()
+  checkpoints.close()
+
+
 def test_nothing_whole_is_an_error(saved):
   for step in (10, 20):
     path = _data_file(saved / "checkpoints" / str(step))
@@ -173,7 +221,7 @@ def test_checksum_sees_every_single_element(index):
   array = jnp.arange(4096.0).reshape(64, 64)
   changed = array.reshape(-1).at[index].add(2.0**-10).reshape(64, 64)
   swapped = array.reshape(-1)[jnp.array([*range(1, 4096), 0])].reshape(64, 64)
-  sums = [checkpoint.leaves({"x": x})["x"][2] for x in (array, changed, swapped)]
+  sums = [checksums.of_leaves({"x": x})["x"][2] for x in (array, changed, swapped)]
   assert len(set(sums)) == 3
 
 
@@ -181,7 +229,7 @@ def test_checksum_by_hand():
   bits = np.array([1.5, -2.0, 3.25], np.float32).view(np.uint32).astype(object)
   weights = [(i * 2654435761 % 2**32) | 1 for i in range(3)]
   expected = sum(int(b) * w for b, w in zip(bits, weights, strict=True)) % 2**32
-  assert checkpoint.leaves({"x": jnp.array([1.5, -2.0, 3.25])})["x"] == [[3], "float32", expected]
+  assert checksums.of_leaves({"x": jnp.array([1.5, -2.0, 3.25])})["x"] == [[3], "float32", expected]
 
 
 @pytest.mark.parametrize("spec", [P("data"), P(None, "data"), P(("data", "fsdp"), "tensor"), P()])
@@ -190,7 +238,7 @@ def test_checksum_of_parts_is_that_of_the_whole(shape, spec):
   x = jax.random.normal(jax.random.key(0), shape)
   mesh = sharding.make_mesh(config_lib.Mesh(data=2, fsdp=2, tensor=2))
   laid_out = jax.device_put(x, NamedSharding(mesh, spec))
-  assert checkpoint.leaves({"x": laid_out}) == checkpoint.leaves({"x": x})
+  assert checksums.of_leaves({"x": laid_out}) == checksums.of_leaves({"x": x})
 
 
 @pytest.mark.parametrize(

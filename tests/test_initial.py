@@ -10,7 +10,7 @@ import rich.console
 
 import clip_jax
 from clip_jax import config as c
-from clip_jax import inference, initial, sharding, train, train_step
+from clip_jax import hosts, inference, initial, sharding, train, train_step
 from clip_jax.data import tokenizer as tokenizer_lib
 from clip_jax.interop import exports, sources
 
@@ -53,6 +53,20 @@ def test_weights_and_vocabulary_are_taken_over(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, state.opt_state, fresh.opt_state)
   assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, fresh)
   assert initial.vocabulary(config) == TOKENIZER
+
+
+def test_hosts_look_at_the_weights_together(tmp_path, monkeypatch):
+  """The reading of a checkpoint is agreed on: the first host cannot do it for the others."""
+  asked: list[c.Config] = []
+  monkeypatch.setattr(initial, "vocabulary", asked.append)
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  (tmp_path / "tokenizer.json").write_text(TOKENIZER.to_json())  # by the first, meanwhile
+  monkeypatch.setattr(hosts, "from_first", lambda data: b"it is not there")
+  assert train.workdir_tokenizer(CONFIG, [], tmp_path) == TOKENIZER
+  assert asked == [CONFIG]
+  monkeypatch.setattr(hosts, "from_first", lambda data: b"")  # later starts
+  assert train.workdir_tokenizer(CONFIG, [], tmp_path) == TOKENIZER
+  assert len(asked) == 1
 
 
 def test_running_statistics_are_taken_over(tmp_path):

@@ -62,7 +62,7 @@ LAYERS = (
     "sharding",
   ),
   (
-    "checkpoint",
+    "checksums",
     "data.folder_source",
     "data.parquet_source",
     "data.scenes",
@@ -83,6 +83,7 @@ LAYERS = (
     "ring",
   ),
   (
+    "checkpoint",
     "data.places",
     "evaluation.copies",
     "evaluation.overlap.effect",
@@ -288,6 +289,7 @@ TESTED_WITH = {
   "cli_options_studies": "studies",
   "cli_studies": "studies",
   "config": "parsing",
+  "checksums": "checkpoint",
   "chips": "preflight",
   "collectives": "program",
   "hlo": "program",

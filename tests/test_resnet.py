@@ -15,7 +15,7 @@ import rich.console
 import torch
 
 import clip_jax
-from clip_jax import checkpoint, optimizer, sharding, train, train_step
+from clip_jax import checkpoint, checksums, optimizer, sharding, train, train_step
 from clip_jax import config as c
 from clip_jax.evaluation import tasks
 from clip_jax.evaluation.paper import published
@@ -548,7 +548,7 @@ def test_a_broken_run_goes_on_with_its_statistics(tmp_path, monkeypatch):
   model = clip_jax.load(tmp_path / "broken")
   image_NRR3 = _images(3, 32)
   given = {"params": model.params, "batch_stats": model.batch_stats}
-  assert checkpoint.leaves(given).items() <= _leaves(tmp_path / "broken")[1].items()
+  assert checksums.of_leaves(given).items() <= _leaves(tmp_path / "broken")[1].items()
   encode = functools.partial(clip.CLIP(TINY.model).apply, method="encode_image")
   encode = quick.compiled(encode, given, image_NRR3)
   np.testing.assert_allclose(model.encode_image(image_NRR3), encode(given, image_NRR3), atol=1e-5)

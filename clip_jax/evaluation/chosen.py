@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from clip_jax import checkpoint, inference
+from clip_jax import checksums, inference
 from clip_jax import config as config_lib
 from clip_jax.data import folder_source, labels, records, scenes, tar_source
 from clip_jax.evaluation import classifier, datasets, encoding, opening, prompts, zero_shot
@@ -301,7 +301,7 @@ def weights_hash(model: inference.Clip) -> str:
   """
   config = config_lib.to_dict(model.config)
   tokenizer = "" if model.tokenizer is None else model.tokenizer.fingerprint
-  parts = [checkpoint.leaves(model.variables), config["model"], config["preprocess"], tokenizer]
+  parts = [checksums.of_leaves(model.variables), config["model"], config["preprocess"], tokenizer]
   return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,10 +1,13 @@
-"""Checkpoints: killed at any moment of a save, a bit flipped anywhere (drills 23 and 25)."""
+"""Checkpoints: killed at any moment of a save, damaged anywhere, also before the eyes of one host
+alone (drills 23 and 25).
+"""
 
 import functools
 import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -16,8 +19,13 @@ import numpy as np
 import pytest
 import saving
 import test_checkpoint
+import test_hosts
+import test_train
 
-from clip_jax import checkpoint
+from clip_jax import checkpoint, cli, inference, sharding, train, train_step
+from clip_jax.data import pipeline
+from clip_jax.data import tokenizer as tokenizer_lib
+from clip_jax.interop import sources
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 KILLS = 26
@@ -127,3 +135,65 @@ def _judge(workdir, expected, counts):
   else:
     jax.tree.map(np.testing.assert_array_equal, (restored.params, restored.train), expected)
     counts["harmless"] += 1
+
+
+STEPS = 40
+TEXT = (
+  test_hosts.EXPERIMENT.replace("steps=40", f"steps={STEPS}")
+  .replace("every_steps=8, batch=16", "batch=16")
+  .replace("context_length=16", "context_length=24")
+  .replace("Checkpoint(every_steps=4)", "Checkpoint(every_steps=10, keep=20)")
+)
+
+
+def _two_hosts(folder, *options):
+  """To the last step, or from the newest checkpoint on. Each host reads its half of the leaves."""
+  run = test_hosts.Run(folder, 2, 1, "--config.mesh.fsdp=2", *options, text=TEXT)
+  assert run.wait() == [0, 0], run.text()
+  assert run.checkpoints() == [10, 20, 30, STEPS]
+  return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+  """It begins with weights of ours, which all hosts read, and with their vocabulary."""
+  folder = tmp_path_factory.mktemp("undisturbed")
+  (folder / "tiny.py").write_text(TEXT)
+  config = cli.load_config(str(folder / "tiny.py"), [])
+  fresh = train_step.init_state(config, sharding.one_device())
+  captions = pipeline.captions(train.open_sources(config))
+  vocabulary = tokenizer_lib.train(captions, 590)  # the run's own would have 600 words
+  sources.save(inference.Clip(config, fresh.params, vocabulary), folder / "weights")
+  run = _two_hosts(folder, f"--config.init={folder / 'weights'}")
+  assert (run.workdir / "tokenizer.json").read_text() == vocabulary.to_json()
+  return run
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a bit"])
+def test_damage_that_one_of_two_hosts_meets(undisturbed, tmp_path, damage, drill):
+  """In what process 1 wrote and alone reads: both fall back, one sets it aside, both train on."""
+  shutil.copytree(undisturbed.workdir, tmp_path / "run")
+  newest = tmp_path / "run" / "checkpoints" / f"{STEPS}"
+  files = (newest / "params" / "ocdbt.process_1" / "d").iterdir()
+  path = max(files, key=lambda path: path.stat().st_size)
+  data = bytearray(path.read_bytes())
+  if damage == "a bit":
+    data[len(data) // 2] ^= 4
+  path.write_bytes(data if damage == "a bit" else data[: len(data) // 2])
+  run = _two_hosts(tmp_path)
+  told = "checksum differs in params/" if damage == "a bit" else "cannot be read .*met by host 1"
+  for host in range(2):
+    fell_back = rf"{newest}: .*{told}.*; falling back to the step before"
+    assert len(re.findall(fell_back, run.text(host))) == 1, run.text(host)
+    assert run.text(host).count("falling back") == 1
+  assert [run.text(host).count("moved to") for host in range(2)] == [1, 0]
+  aside = run.workdir / "checkpoints_damaged"
+  assert [folder.name for folder in aside.iterdir()] == [f"{STEPS}-0"]
+  ours, theirs = (test_train._leaves(r.workdir) for r in (run, undisturbed))
+  differing = sum(ours[1][name] != theirs[1][name] for name in theirs[1])
+  drill(25, injected=1, detected=1, by_checksum=damage == "a bit", harmless=0)
+  drill(25, fallen_back=1, leaves=len(theirs[1]), differing=differing)
+  assert ours == theirs
+  losses = [r.series("train/loss") for r in (run, undisturbed)]
+  assert sorted(losses[1]) == list(range(1, STEPS + 1))
+  assert losses[0] == losses[1]

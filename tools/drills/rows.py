@@ -258,11 +258,18 @@ _CHECKPOINTS = (
     25, "checkpoints", "a flipped bit or a hole in the data",
     "found; the leaf is named; the step before is taken",
     ("{detected} of {injected} found, {by_checksum} of them by the checksums alone; {harmless} "
-     "without effect",),
+     "without effect",
+     "{fallen_back} in the part of one of two hosts: both fell back, {differing} of {leaves} "
+     "arrays differ in the end"),
     F=_in(
-      "test_checkpoint", "test_damaged_data_is_not_trained_on", "test_a_changed_fact_is_damage"
+      "test_checkpoint", "test_damaged_data_is_not_trained_on", "test_a_changed_fact_is_damage",
+      "test_what_another_host_cannot_read_is_not_used",
+      "test_the_first_host_alone_sets_aside_and_all_hear_that_it_cannot",
     ),
-    N=_in("drills/test_damage", "test_a_bit_flipped_anywhere_in_a_checkpoint"),
+    N=_in(
+      "drills/test_damage", "test_a_bit_flipped_anywhere_in_a_checkpoint",
+      "test_damage_that_one_of_two_hosts_meets",
+    ),
   ),
   Row(
     26, "checkpoints", "a full disk in a background save",
