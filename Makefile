@@ -17,16 +17,20 @@ JAX2ONNX := jax2onnx==0.17.1
 FUZZER := atheris==3.0.0
 FUZZ_SECONDS ?= 30
 
-.PHONY: help install install-tpu demo test lint types tests test-interop drills drills-short fuzz \
+.PHONY: help install install-tpu install-cluster install-remote demo test lint types tests test-interop drills drills-short fuzz \
   bench prepare evaluations lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed ## create the environment with the exact versions of requirements.lock
 
 install-tpu: $(VENV)/tpu-installed ## the same and libtpu, for a Cloud TPU machine and for preflight
+
+install-cluster: $(VENV)/cluster-installed ## the same and Ray, to prepare data on several machines
+
+install-remote: $(VENV)/remote-installed ## the same and the clients of gs://, s3:// and https://
 
 demo: install ## train a small CLIP on the embedded dataset, evaluate it, write a report (5 to 8 minutes)
 	$(BIN)/clip-jax train --config experiments/demo.py --workdir $(WORKDIR)
@@ -92,6 +96,12 @@ lock: $(VENV)/test-installed ## write the lock files anew from setup.cfg
 	  --output-file requirements-tpu.lock requirements-tpu.in
 	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --no-annotate --no-header --strip-extras --constraint requirements.lock \
+	  --output-file requirements-cluster.lock requirements-cluster.in
+	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --no-annotate --no-header --strip-extras --constraint requirements.lock \
+	  --output-file requirements-remote.lock requirements-remote.in
+	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --no-annotate --no-header --strip-extras --constraint requirements.lock \
 	  --allow-unsafe --constraint requirements-test.lock --output-file requirements-interop.lock requirements-interop.in
 
 clean: ## remove the environment and the caches, not the runs
@@ -112,6 +122,14 @@ $(VENV)/installed: requirements.lock requirements-build.lock setup.cfg pyproject
 
 $(VENV)/tpu-installed: requirements-tpu.lock $(VENV)/installed
 	$(INSTALL) --require-hashes --requirement requirements-tpu.lock
+	@touch $@
+
+$(VENV)/cluster-installed: requirements-cluster.lock $(VENV)/installed
+	$(INSTALL) --require-hashes --requirement requirements-cluster.lock
+	@touch $@
+
+$(VENV)/remote-installed: requirements-remote.lock $(VENV)/installed
+	$(INSTALL) --require-hashes --requirement requirements-remote.lock
 	@touch $@
 
 $(VENV)/test-installed: requirements-test.lock $(VENV)/tpu-installed

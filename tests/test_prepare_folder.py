@@ -182,7 +182,7 @@ def test_held_out_images_are_the_same_whatever_their_order(tmp_path):
   for order in (rows, rows[::-1], rows[:30]):
     trees.write(table, "\n".join([header, *order]))
     verb = ["folder", str(photos), str(tmp_path / "out"), "--captions", str(table)]
-    assert prepare_data.main([*verb, "--test-fraction", "0.3"]) == 0
+    assert prepare_data.main([*verb, "--test-fraction", "0.3", "--force"]) == 0
     found.append({r.key for r in trees.read_all(tmp_path / "out", "test")})
   assert found[0] == found[1]
   assert found[2] == found[0] & {row.split(",")[0] for row in rows[:30]}
@@ -199,7 +199,7 @@ def test_large_images_are_reduced_when_asked_for(tmp_path):
   assert made == [(50, 25), (33, 50), (30, 20)]
 
 
-def test_a_finished_folder_is_left_alone_until_something_changes(tmp_path, capsys):
+def test_a_finished_folder_is_left_alone_unless_it_is_forced(tmp_path, capsys):
   table, photos = trees.photos(tmp_path, 3)
   verb = ["folder", str(photos), str(tmp_path / "out"), "--captions", str(table)]
   assert prepare_data.main(verb) == 0
@@ -208,9 +208,12 @@ def test_a_finished_folder_is_left_alone_until_something_changes(tmp_path, capsy
   assert prepare_data.main(verb) == 0
   assert "already there" in capsys.readouterr().out
   assert marker.stat().st_mtime_ns == first
-  trees.write(photos / "1.png", trees.png(77))
-  assert prepare_data.main(verb) == 0
-  assert trees.read_all(tmp_path / "out", "train")[1].image == trees.png(77)
-  second = marker.stat().st_mtime_ns
   assert prepare_data.main([*verb, "--force"]) == 0
-  assert marker.stat().st_mtime_ns != second
+  second = marker.stat().st_mtime_ns
+  assert second != first
+  trees.write(photos / "1.png", trees.png(77))
+  assert prepare_data.main(verb) == 2
+  assert "holds a data set that was made otherwise: source images " in capsys.readouterr().err
+  assert marker.stat().st_mtime_ns == second
+  assert prepare_data.main([*verb, "--force"]) == 0
+  assert trees.read_all(tmp_path / "out", "train")[1].image == trees.png(77)

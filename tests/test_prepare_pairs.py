@@ -37,10 +37,12 @@ def test_a_prepared_folder_is_prepared_anew(tmp_path, capsys):
   assert [s["records"] for s in entry["shards"]] == [9, 9, 7]
   assert prepare_data.main(command) == 0
   assert "already there" in capsys.readouterr().out
-  assert prepare_data.main([*command, "--min-side", "21"]) == 2  # all are 20 x 30
+  command += ["--force", "--min-side", "21"]  # all are 20 x 30
+  assert prepare_data.main(command) == 2
   error = capsys.readouterr().err
   assert "nothing was kept (25 too_small)" in error
-  assert f"{place}/test-00000-of-00003.array_record record 0: too_small 20 x 30" in error
+  assert "\n  test-00000-of-00003.array_record record 0: too_small 20 x 30" in error
+  assert len(trees.read_all(tmp_path / "out", "train")) == 25  # the older one stands
 
 
 def _as_tars(root: pathlib.Path, made: list[tuple[bytes, str]]) -> str:
@@ -81,7 +83,38 @@ def test_what_training_reads_in_place_is_prepared_alike(tmp_path, monkeypatch, l
   assert [(r.image, r.captions) for r in found] == [(i, (c,)) for i, c in made[:12]]
   rejected = trees.read_rejected(tmp_path / "out")
   assert list(rejected.values()) == ["duplicate", "duplicate"]
-  assert all(str(tmp_path / "raw") in where for where in rejected)
+  assert not any(str(tmp_path) in where for where in rejected)  # the folder is the source's
+  assert next(iter(rejected)) in ("7.tar sample 12", "0.parquet row group 3 row 0", "t.jsonl:13")
+
+
+def test_each_kind_of_bad_row_is_counted_by_its_cause(tmp_path):
+  """As `folder` counts them: what a source says of a record is not lost on the way."""
+  lines = {
+    b'{"image": "0.png", "caption": "good"}': "",
+    b'{"image": "0.png", "caption": "a"': "malformed",
+    b'{"image": "0.png", "caption": "\xff\xfe"}': "encoding",
+    b'{"image": "0.png", "caption": NaN}': "not_a_number",
+    b'{"image": "0.png", "caption": "\\ud800"}': "surrogate",
+    b'{"image": "0.png"}': "columns",
+    b'{"image": "0.png", "caption": 3}': "type",
+    b'{"image": "0.png", "caption": ""}': "empty_caption",
+    b'{"image": "http://example.org/a.png", "caption": "a"}': "url",
+    b'{"image": "pipe:cat /etc/passwd", "caption": "a"}': "pipe",
+    b'{"image": "../t.jsonl", "caption": "a"}': "path",
+    b'{"image": "none.png", "caption": "a"}': "missing_file",
+    b'{"image": "cut.png", "caption": "a"}': "truncated",
+    b'{"image": "0.png", "caption": "' + b"a" * 1_100_000 + b'"}': "too_long",
+  }
+  trees.write(tmp_path / "raw" / "0.png", trees.png(0))
+  trees.write(tmp_path / "raw" / "cut.png", trees.png(0)[:-40])
+  trees.write(tmp_path / "raw" / "t.jsonl", b"\n".join(lines))
+  command = ["pairs", str(tmp_path / "raw" / "t.jsonl"), str(tmp_path / "out"), "--workers", "1"]
+  assert prepare_data.main(command) == 0
+  wanted = {f"t.jsonl:{i}": reason for i, reason in enumerate(lines.values(), start=1) if reason}
+  assert trees.read_rejected(tmp_path / "out") == wanted
+  assert trees.read_manifest(tmp_path / "out")["rejected"] == dict.fromkeys(wanted.values(), 1)
+  said = (tmp_path / "out" / "rejected.jsonl").read_text()
+  assert '"detail": "not UTF-8 at byte ' in said  # without the place, which is the key
 
 
 class _Broken:
@@ -146,7 +179,7 @@ def test_a_test_split_by_name_stays_beside_the_validation_split(tmp_path):
   keys["validation"] = {r.key for r in trees.read_all(tmp_path / "out", "validation")}
   assert sum(map(len, keys.values())) == len(set().union(*keys.values())) == 60
   assert min(map(len, keys.values())) > 8
-  assert prepare_data.main([*command[:-2], "--deduplicate", "near"]) == 0
+  assert prepare_data.main([*command[:-2], "--deduplicate", "near", "--force"]) == 0
   assert {r.key for r in trees.read_all(tmp_path / "out", "test")} == keys["test"]
 
 

@@ -83,7 +83,20 @@ def test_one_worker_is_this_process(tmp_path):
   assert parallel.cores() == len(os.sched_getaffinity(0))
 
 
-def test_ray_that_is_not_there_is_said(monkeypatch, tmp_path):
+def test_an_interruption_while_workers_start_is_the_parents_alone(tmp_path, capfd):
+  """Else each of them prints where in its imports it was."""
+  worker = parallel._Worker(0)
+  for number in (signal.SIGINT, signal.SIGTERM):
+    os.kill(worker.process.pid, number)
+  worker.give(_Task("a", tmp_path))
+  assert [worker.pipe.recv() for _ in range(2)] == [("seen", 7), ("done", None)]
+  worker.end()
+  assert capfd.readouterr().err == ""
+  assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+
+
+def test_ray_that_is_not_there_is_said(monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "ray", None)
   with pytest.raises(jobs.PrepareError, match=r"pip install -e '\.\[cluster\]'"):
-    cluster.Ray("local")([_Task("a", tmp_path)], print, print)
+    with cluster.engine("local", 1):
+      pass

@@ -54,7 +54,7 @@ def _tars(folder: pathlib.Path) -> dict[str, str]:
       )
       files[f"{i:03d}.{kind}"], files[f"{i:03d}.txt"] = data, text
       if reason:
-        left_out[f"{tar}/{i:03d}"] = reason
+        left_out[f"{tar}.tar sample {i:03d}"] = reason
     trees.tar(folder / f"{tar}.tar", files)
   return left_out
 
@@ -72,7 +72,7 @@ def _evaluation_sets(folder: pathlib.Path) -> None:
 
 def _command(root: pathlib.Path, dest: str, workers: int) -> list[str]:
   return [
-    "webdataset", str(root / "tars"), str(root / dest), "--workers", str(workers),
+    "pairs", str(root / "tars"), str(root / dest), "--workers", str(workers),
     "--deduplicate", "near", "--validation-fraction", str(FRACTION), "--max-side", "100",
     "--min-side", "41", "--max-aspect", "4", "--min-caption", "3", "--shard-records", "11",
     "--against", str(root / "images"), "--against", f"{root / 'set'}:train",
@@ -102,10 +102,15 @@ def _files(folder: pathlib.Path) -> dict[str, bytes]:
   return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def _work(log: pathlib.Path, when: str) -> set[str]:
-  """The tar files whose records were worked on."""
+def _keys(left_out: dict[str, str]) -> set[str]:
+  return {where.replace(".tar sample ", "/") for where in left_out}
+
+
+def _work(log: pathlib.Path, when: str) -> set[int]:
+  """The parts, of eleven pairs each, whose records were worked on."""
   words = (line.split() for line in log.read_text().splitlines())
-  return {key.partition("/")[0] for _, what, key in words if what == when}
+  places = [key.split("/") for _, what, key in words if what == when]
+  return {(12 * int(tar) + int(pair)) // 11 for tar, pair in places}
 
 
 @pytest.fixture(scope="module")
@@ -124,14 +129,13 @@ def test_every_pair_is_kept_or_named_with_its_cause(prepared):
   assert (manifest["inputs"], manifest["kept"]) == (60, 52)
   lines = map(json.loads, (root / "whole" / "rejected.jsonl").read_text().splitlines())
   said = {line["key"]: line["detail"] for line in lines}
-  assert said["1/003"] == "the same pixels as 0/002"
-  assert said["2/005"] == "much like 1/002"
-  assert said["2/006"] == f"much like {root / 'images' / 'below' / 'a.png'}"
-  assert "set/train-00000-of-00001.array_record record 0" in said["3/000"]
+  assert said["1.tar sample 003"] == "the same pixels as 0.tar sample 002"
+  assert said["2.tar sample 005"] == "much like 1.tar sample 002"
+  assert said["2.tar sample 006"] == f"much like {root / 'images' / 'below' / 'a.png'}"
+  assert "set/train-00000-of-00001.array_record record 0" in said["3.tar sample 000"]
   made = [r for split in ("train", "validation") for r in trees.read_all(root / "whole", split)]
-  assert {r.key for r in made} == {f"{tar}/{i:03d}" for tar in range(5) for i in range(12)} - set(
-    left_out
-  )
+  keys = {f"{tar}/{i:03d}" for tar in range(5) for i in range(12)}
+  assert {r.key for r in made} == keys - _keys(left_out)
   assert {images.decode(r.image).size for r in made} == {(100, 75)}
   for split, entry in manifest["splits"].items():
     *full, last = [shard["records"] for shard in entry["shards"]]
@@ -149,7 +153,7 @@ def test_the_side_of_an_image_is_its_own(prepared):
     if int.from_bytes(digest[:8]) / 2**64 < FRACTION:
       held_out.add(f"{number // 12}/{number % 12:03d}")
   found = [r.key for r in trees.read_all(root / "whole", "validation")]
-  assert found == sorted(held_out - set(left_out))
+  assert found == sorted(held_out - _keys(left_out))
   assert 5 < len(found) < 30
 
 
@@ -172,9 +176,9 @@ def test_the_same_bytes_whoever_is_killed(prepared):
   assert second.returncode == 143
   assert second.stderr.splitlines()[-1] == "error: terminated; the same command goes on from here"
   log = root / "write SIGTERM.log"
-  assert "3" in _work(log, "look")
-  # of the files before 3, one worker had done two at least when it came to 3 and was killed
-  assert len({"0", "1", "2"} & _work(log, "look")) <= 1
+  assert 3 in _work(log, "look")
+  # of the parts before 3, one worker had done two at least when it came to 3 and was killed
+  assert len({0, 1, 2} & _work(log, "look")) <= 1
   assert not (root / "killed" / "manifest.json").exists()
   for path in (root / "killed").rglob("*.array_record"):  # or one could be all that is left to do
     path.unlink()

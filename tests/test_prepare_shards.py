@@ -46,7 +46,7 @@ def _job(version: str, count: int = 10, loads: list[str] | None = None) -> jobs.
 
 def _run(job: jobs.Job, folder: pathlib.Path, choices: passes.Choices | None = None) -> dict:
   with rich.progress.Progress(disable=True) as progress:
-    return shards.write(job, folder, 4, progress, choices)
+    return shards.write(job, folder, 4, progress, choices, force=True)
 
 
 def _files(folder: pathlib.Path) -> dict[str, bytes]:
@@ -206,7 +206,7 @@ def test_nothing_kept_is_an_error_that_names_the_first(tmp_path):
   job = jobs.Job("drill", "", "", {}, {}, lambda progress: jobs.Plan(items))
   with pytest.raises(jobs.PrepareError, match=r"nothing was kept \(3 bad\)[^$]*0: bad"):
     _run(job, tmp_path / "out")
-  assert not list((tmp_path / "out").iterdir())
+  assert not (tmp_path / "out").exists()
 
 
 def test_an_interruption_says_how_to_go_on(tmp_path, monkeypatch, capsys):

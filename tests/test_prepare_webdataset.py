@@ -2,6 +2,7 @@
 
 import functools
 import io
+import json
 import pathlib
 import tarfile
 
@@ -16,10 +17,10 @@ from tools.prepare import jobs, shards
 
 def _prepare(folder: pathlib.Path, *options: str) -> int:
   places = [str(folder / "tars"), str(folder / "out")]
-  return prepare_data.main(["webdataset", *places, "--workers", "1", *options])
+  return prepare_data.main(["pairs", *places, "--workers", "1", *options])
 
 
-def test_pairs_become_records_one_shard_a_tar_file(tmp_path, capsys):
+def test_pairs_become_records(tmp_path, capsys):
   trees.tar(tmp_path / "tars" / "00001.tar", trees.pair(10) | {"__key__.txt": "no image"})
   middle = {"sub/1.PNG": trees.png(1), "sub/1.txt": "  a\tpicture \n"}
   files = trees.pair(0) | middle | trees.pair(2)
@@ -34,27 +35,32 @@ def test_pairs_become_records_one_shard_a_tar_file(tmp_path, capsys):
     ("00001/000000010", ("picture 10",), None),
   ]
   assert made[1].image == trees.png(1)
-  manifest = trees.read_manifest(tmp_path / "out")
-  assert [s["records"] for s in manifest["splits"]["train"]["shards"]] == [3, 1]
-  assert trees.read_rejected(tmp_path / "out") == {"00001/__key__": "no_image"}
+  assert trees.read_manifest(tmp_path / "out")["inputs"] == 5
+  assert trees.read_rejected(tmp_path / "out") == {"00001.tar sample __key__": "no_image"}
   assert "5 inputs = 4 kept + 1 left out" in capsys.readouterr().out
   assert _prepare(tmp_path) == 0
   assert "already there" in capsys.readouterr().out
   trees.tar(tmp_path / "tars" / "00001.tar", trees.pair(11) | trees.pair(12))
-  assert _prepare(tmp_path) == 0
+  assert _prepare(tmp_path, "--force") == 0
   assert [r.key for r in trees.read_all(tmp_path / "out", "train")][-1] == "00001/000000012"
 
 
-def test_a_tar_file_without_a_good_pair_makes_an_empty_shard(tmp_path):
-  for i, files in enumerate((trees.pair(0), {"a.txt": "no image"}, {}, trees.pair(3))):
-    trees.tar(tmp_path / "tars" / f"{i}.tar", files)
+def test_captions_of_json_where_there_is_no_txt(tmp_path):
+  said = [{"caption": "one"}, {"caption": ["two", "three"], "alt": "two"}, {"alt": "four"}]
+  files = {}
+  for i, fields in enumerate(said):
+    files |= {f"{i}.png": trees.png(i), f"{i}.json": json.dumps(fields)}
+  trees.tar(tmp_path / "tars" / "0.tar", files | {"3.png": trees.png(3), "3.txt": "five"})
   assert _prepare(tmp_path) == 0
-  assert [r.captions for r in trees.read_all(tmp_path / "out", "train")] == [
-    ("picture 0",),
-    ("picture 3",),
-  ]
-  manifest = trees.read_manifest(tmp_path / "out")
-  assert [s["records"] for s in manifest["splits"]["train"]["shards"]] == [1, 0, 0, 1]
+  captions = [r.captions for r in trees.read_all(tmp_path / "out", "train")]
+  assert captions == [("one",), ("two", "three"), ("five",)]
+  assert trees.read_rejected(tmp_path / "out") == {"0.tar sample 2": "columns"}
+  assert _prepare(tmp_path, "--caption-column", "alt", "--force") == 0
+  assert [r.captions for r in trees.read_all(tmp_path / "out", "train")] == [("two",), ("four",)]
+  assert trees.read_rejected(tmp_path / "out") == {
+    "0.tar sample 0": "columns",
+    "0.tar sample 3": "no_caption",
+  }
 
 
 def test_every_bad_pair_is_named_and_nothing_is_followed(tmp_path, monkeypatch):
@@ -99,21 +105,21 @@ def test_every_bad_pair_is_named_and_nothing_is_followed(tmp_path, monkeypatch):
     archive.addfile(trees.special("twice.txt", tarfile.REGTYPE))
   assert _prepare(tmp_path) == 0
   assert trees.read_rejected(tmp_path / "out") == {
-    "0/symbolic": "not_a_file",
-    "0/hard": "not_a_file",
-    "0/device": "not_a_file",
-    "0/pipe": "not_a_file",
-    "0/text_only": "no_image",
-    "0/other": "no_image",
-    "0/silent": "no_caption",
-    "0/empty": "empty_caption",
-    "0/latin": "encoding",
-    "0/page": "unreadable",
-    "0/cut": "truncated",
-    "0/large": "too_large",
-    "0/long": "too_large",
-    "0/../../up": "no_caption",
-    "0/twice": "repeated",
+    "0.tar sample symbolic": "not_a_file",
+    "0.tar sample hard": "not_a_file",
+    "0.tar sample device": "not_a_file",
+    "0.tar sample pipe": "not_a_file",
+    "0.tar sample text_only": "no_image",
+    "0.tar sample other": "no_image",
+    "0.tar sample silent": "no_caption",
+    "0.tar sample empty": "empty_caption",
+    "0.tar sample latin": "encoding",
+    "0.tar sample page": "unreadable",
+    "0.tar sample cut": "truncated",
+    "0.tar sample large": "too_large",
+    "0.tar sample long": "too_large",
+    "0.tar sample ../../up": "no_caption",
+    "0.tar sample twice": "repeated",
   }
   (record,) = trees.read_all(tmp_path / "out", "train")
   assert record.captions == ("a name is no path here",)
@@ -122,16 +128,18 @@ def test_every_bad_pair_is_named_and_nothing_is_followed(tmp_path, monkeypatch):
 
 def test_mistakes_end_in_a_line_that_helps(tmp_path, capsys):
   assert _prepare(tmp_path) == 2
-  assert "no such folder of tar files" in capsys.readouterr().err
+  assert "tars: nothing is there" in capsys.readouterr().err
   (tmp_path / "tars").mkdir()
   assert _prepare(tmp_path) == 2
-  assert "no file in it whose name ends in .tar" in capsys.readouterr().err
+  assert "tars: no pairs there; it has nothing. Wanted: " in capsys.readouterr().err
   trees.tar(tmp_path / "tars" / "0.tar", trees.pair(0))
   packed = tmp_path / "tars" / "1.tar"
   with tarfile.open(packed, "w:gz") as archive:
     archive.addfile(trees.special("a.jpg", tarfile.REGTYPE))
   assert _prepare(tmp_path) == 2
-  assert "1.tar: cut short" in capsys.readouterr().err
+  assert "1.tar: is compressed, so that no member can be read by itself; unpack it\n" in (
+    capsys.readouterr().err
+  )
   assert not (tmp_path / "out").exists()
   packed.write_bytes(packed.read_bytes().ljust(4096, b"\0"))
   assert _prepare(tmp_path) == 2

@@ -276,10 +276,10 @@ def test_batches_are_the_same_for_any_number_of_workers(tmp_path):
 
 
 def test_the_tools_path_is_left_alone(tmp_path):
-  """A folder with indexes is still one that tools/prepare_data.py reads."""
+  """tools/prepare_data.py reads a folder with indexes, and makes no others."""
   from tools import prepare_data
 
   _open(_img2dataset(tmp_path / "tars"))
-  assert prepare_data.main(["webdataset", str(tmp_path / "tars"), str(tmp_path / "out")]) == 0
+  assert prepare_data.main(["pairs", str(tmp_path / "tars"), str(tmp_path / "out")]) == 0
   assert len(trees.read_all(tmp_path / "out", "train")) == 8
   assert pathlib.Path(tmp_path / "tars" / "00000.tar.index").is_file()

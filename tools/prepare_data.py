@@ -4,7 +4,7 @@ python tools/prepare_data.py fashion-mnist data/fashion_mnist
 python tools/prepare_data.py clipart data/clipart
 python tools/prepare_data.py mnist data/MNIST
 python tools/prepare_data.py folder PHOTOS data/mine --captions captions.csv
-python tools/prepare_data.py webdataset TARS data/cc3m --deduplicate near --against data/MNIST
+python tools/prepare_data.py pairs TARS data/cc3m --deduplicate near --against data/MNIST
 python tools/prepare_data.py pairs data/cc3m data/cc3m_small --max-side 256
 """
 
@@ -32,16 +32,18 @@ from tools.prepare import (
   jobs,
   mnist,
   options,
+  own_folder,
   packages,
   shards,
   sheet,
-  webdataset,
+  standing,
 )
 from tools.prepare import source as source_lib
 
 _EPILOG = """\
 A run that was killed goes on where it was when the same command is given again; a finished data
-set is left alone unless its source or an option has changed. The same files come out whatever the
+set is left alone. One in DEST from another source or with other options is replaced with --force
+only, and DEST must be none of the folders that are read. The same files come out whatever the
 number of workers. All inputs that were left out stand in DEST/rejected.jsonl with their reason;
 DEST/contact_sheet.html shows some of the others. Nothing is fetched because an input says so."""
 
@@ -90,13 +92,18 @@ def _parser() -> argparse.ArgumentParser:
   verbs = parser.add_subparsers(dest="verb", required=True, metavar="DATASET")
   common = argparse.ArgumentParser(add_help=False)
   common.add_argument("dest", type=pathlib.Path, metavar="DEST", help="folder to write to")
-  common.add_argument("--force", action="store_true", help="do it again even if it is finished")
+  common.add_argument(
+    "--force",
+    action="store_true",
+    help="do it again even if it is finished; replace what was made from another source or with "
+    "other options",
+  )
   common.add_argument(
     "--shard-records",
     type=options.positive,
     default=0,
     metavar="N",
-    help=f"records a file ({source_lib.PART_RECORDS:,}; webdataset: those of a tar file)",
+    help=f"records a file ({source_lib.PART_RECORDS:,})",
   )
   debian = argparse.ArgumentParser(add_help=False)
   debian.add_argument(
@@ -122,17 +129,19 @@ def _parser() -> argparse.ArgumentParser:
   own = verbs.add_parser("folder", help=text, description=text)
   own.add_argument("images", type=pathlib.Path, metavar="DIR", help="folder of the images")
   _folder_options(own)
-  text = "tar files of images and .txt captions, as img2dataset and DataComp write them"
-  tars = verbs.add_parser("webdataset", help=text, description=text)
-  tars.add_argument("tars", type=pathlib.Path, metavar="DIR", help="folder of the .tar files")
   text = "any pairs that training reads: WebDataset, Parquet, tables, TFDS, prepared folders"
   pairs = verbs.add_parser("pairs", help=text, description=text)
   pairs.add_argument("pairs", metavar="SOURCE", help="what Source(path=...) of a config would name")
   pairs.add_argument("--split", default="train", metavar="NAME", help="of the source (train)")
   pairs.add_argument("--image-column", default="", metavar="NAME", help="of Parquet or a table")
-  pairs.add_argument("--caption-column", default="", metavar="NAME", help="or feature, of any kind")
+  pairs.add_argument(
+    "--caption-column",
+    default="",
+    metavar="NAME",
+    help="or feature; of tar files the field of their .json (else .txt, where there is one)",
+  )
   pairs.add_argument("--images", default="", metavar="DIR", help="folder of a table's images")
-  for verb in (own, tars, pairs):
+  for verb in (own, pairs):
     for action in common._actions:
       verb._add_action(action)
     options.add(verb)
@@ -180,13 +189,12 @@ def _prepare(
   asked: argparse.Namespace, progress: rich.progress.Progress
 ) -> tuple[dict[str, Any], str]:
   """Returns the manifest, and one word of news: written, or why not."""
+  own_folder.check(asked)
   if asked.verb == "folder":
     columns = (asked.image_column, asked.caption_column, asked.label_column)
     return _write(
       folder.job(asked.images, asked.captions, columns, asked.test_fraction), asked, progress
     )
-  if asked.verb == "webdataset":
-    return _write(webdataset.job(asked.tars), asked, progress)
   if asked.verb == "pairs":
     where = config_lib.Source(
       path=asked.pairs,
@@ -197,11 +205,15 @@ def _prepare(
     )
     source = places.open_files(where)
     words = f"pairs of {pathlib.PurePath(asked.pairs).name}, split {asked.split}"
-    return _write(source_lib.job(source, words, asked.shard_records), asked, progress)
+    folder_of_it = own_folder.of_source(asked.pairs)
+    job = source_lib.job(source, words, asked.shard_records, folder_of_it)
+    return _write(job, asked, progress)
   if asked.verb == "mnist":
-    done = shards.finished(asked.dest, jobs.request(mnist.NAME, mnist.SETTINGS))
-    if done and asked.files is None and not asked.force:
-      return done, "already there (--force or --files DIR to look at the source again)"
+    wanted = jobs.request(mnist.NAME, mnist.SETTINGS)
+    if not asked.force:
+      standing.check(asked.dest, wanted)  # before anything is fetched
+      if asked.files is None and (done := standing.finished(asked.dest, wanted)):
+        return done, "already there (--force or --files DIR to look at the source again)"
     with tempfile.TemporaryDirectory() as cache:
       job = mnist.job(asked.files, pathlib.Path(cache), progress)
       return _write(job, asked, progress)
@@ -212,9 +224,10 @@ def _prepare(
       raise jobs.PrepareError(f"--max-side {asked.max_side}: wants 16 pixels or more")
     chosen = clipart.settings(asked.max_side, asked.test_clipart, asked.test_stamps)
   cache = asked.dest / "packages"
-  if asked.packages is None and not asked.force:
-    done = shards.finished(asked.dest, jobs.request(module.NAME, chosen))
-    if done:
+  if not asked.force:
+    wanted = jobs.request(module.NAME, chosen)
+    standing.check(asked.dest, wanted)  # before anything is fetched
+    if asked.packages is None and (done := standing.finished(asked.dest, wanted)):
       return done, "already there (--force or --packages DIR to look at the source again)"
   trees = packages.trees(module.PACKAGES, asked.packages, cache, progress)
   job = module.job(trees) if module is fashion_mnist else clipart.job(trees, chosen)
@@ -226,14 +239,16 @@ def _prepare(
 def _write(
   job: jobs.Job, asked: argparse.Namespace, progress: rich.progress.Progress
 ) -> tuple[dict[str, Any], str]:
-  choices, engine = options.chosen(asked), options.engine(asked)
-  done = shards.finished(asked.dest, shards.identity(job, choices))
+  choices = options.chosen(asked)
+  done = standing.finished(asked.dest, shards.identity(job, choices))
   if done and not asked.force:
     return done, "already there, from the same source"
   size = asked.shard_records
   if asked.verb == "pairs" and not choices.looks_first:
     size = 0  # its parts are of that size
-  return shards.write(job, asked.dest, size, progress, choices, engine), "written"
+  with options.engine(asked) as engine:
+    manifest = shards.write(job, asked.dest, size, progress, choices, engine, asked.force)
+  return manifest, "written"
 
 
 def _summary(dest: pathlib.Path, manifest: Mapping[str, Any], news: str) -> str:

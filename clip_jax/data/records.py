@@ -16,7 +16,7 @@ import msgpack
 import numpy as np
 from array_record.python import array_record_module
 
-from clip_jax.data import images, storage
+from clip_jax.data import images, storage, tables
 from clip_jax.data.bytepairs import TokenizerError
 
 MANIFEST = "manifest.json"
@@ -32,6 +32,13 @@ _UNAVAILABLE = 3  # records in a row that a store does not give, after which it 
 
 class RecordError(ValueError):
   """A record, shard or manifest that cannot be used: which, why, what to do."""
+
+  @property
+  def reason(self) -> str:
+    """One word, for counts: that of the Rejected from which it was raised, or "record"."""
+    if isinstance(self.__cause__, tables.Rejected):
+      return self.__cause__.reason
+    return "encoding" if isinstance(self.__cause__, UnicodeDecodeError) else "record"
 
 
 @dataclasses.dataclass(frozen=True)

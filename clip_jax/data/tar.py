@@ -17,6 +17,7 @@ BLOCK = 512
 _EMPTY = bytes(BLOCK)
 _MAX_EXTRA_BYTES = 1_000_000  # of a pax header or a long name
 _MAX_EMPTY_BYTES = 2**20  # at the end: archives are filled up to 10 KiB, for tapes up to 1 MiB
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # how such files begin
 _FILE_KINDS = (b"0", b"\0", b"7")
 _DIRECTORY, _LONG_NAME, _LONG_LINK, _PAX, _PAX_OF_ALL = b"5", b"L", b"K", b"x", b"g"
 
@@ -37,6 +38,10 @@ class Member:
 
 class _Damaged(Exception):
   """Why an archive cannot be read to its end."""
+
+
+class _Compressed(_Damaged):
+  """Of gzip, bzip2, xz or Zstandard."""
 
 
 def check_end(path: pathlib.Path) -> None:
@@ -81,6 +86,8 @@ def sample_of(name: str) -> tuple[str, str]:
 
 
 def _error(path: pathlib.Path | str, error: _Damaged) -> TarError:
+  if isinstance(error, _Compressed):
+    return TarError(f"{path}: {error}")
   return TarError(f"{path}: {error}; fetch it again, or move it out of the folder")
 
 
@@ -88,6 +95,9 @@ def _check_end(file: BinaryIO) -> None:
   size = file.seek(0, 2)
   file.seek(max(0, size - 2 * BLOCK))
   if size % BLOCK or file.read(2 * BLOCK) != bytes(2 * BLOCK):
+    file.seek(0)
+    if file.read(6).startswith(_COMPRESSED):
+      raise _Compressed("is compressed, so that no member can be read by itself; unpack it")
     raise _Damaged(f"cut short at byte {size:,}: its last blocks are not empty")
 
 

@@ -20,7 +20,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 
-from clip_jax.data import storage, tar
+from clip_jax.data import storage, tables, tar
 
 SUFFIX = ".index"
 IMAGES = ("jpg", "jpeg", "png", "webp")  # by preference
@@ -167,19 +167,40 @@ def _build(file: storage.File) -> bytes:
   digest = hashlib.sha256()
   with storage.open_file(file) as stream:
     members = tar.scan(stream, file.path, digest.update)
+  good, notes = [], []
+  for key, parts, why in _samples(members):
+    if why:
+      notes.append(f"{key}: {why}")
+    else:
+      good.append((key.encode(errors="surrogateescape"), parts))
+  return content(file, good, notes, digest.digest())
+
+
+def left_out(file: storage.File) -> list[tables.Rejection]:
+  """The samples of a tar file that are no pairs, by their keys; its headers are read once more.
+
+  Raises: TarError, OSError.
+  """
+  with storage.open_file(file) as stream:
+    members = tar.scan(stream, file.path, len)
+  return [tables.Rejection(key, why.reason, why.detail) for key, _, why in _samples(members) if why]
+
+
+def _samples(
+  members: Sequence[tar.Member],
+) -> Iterator[tuple[str, tuple[int, ...], tables.Rejected | None]]:
+  """Key and parts of each sample, and why it is no pair, where it is none."""
   samples: dict[str, dict[str, list[tar.Member]]] = {}
   for member in members:
     key, extension = tar.sample_of(member.name)
     samples.setdefault(key, {}).setdefault(extension, []).append(member)
-  good, notes = [], []
   for key, sample in samples.items():
-    parts, why = _parts(sample)
-    name = key.encode(errors="surrogateescape")
-    if why or len(name) > _MOST_KEY_BYTES:
-      notes.append(f"{key}: {why or 'too long a name'}")
-    else:
-      good.append((name, parts))
-  return content(file, good, notes, digest.digest())
+    try:
+      if len(key.encode(errors="surrogateescape")) > _MOST_KEY_BYTES:
+        raise tables.Rejected("too_long", "too long a name")
+      yield key, _parts(sample), None
+    except tables.Rejected as error:
+      yield key, (), error
 
 
 def content(
@@ -205,22 +226,24 @@ def content(
   return b"".join((header, seed.to_bytes(4, "little"), *rows, note, *names))
 
 
-def _parts(sample: dict[str, list[tar.Member]]) -> tuple[tuple[int, ...], str]:
-  """(offset, bytes) of image, text and JSON of a sample; or why it is no pair."""
+def _parts(sample: dict[str, list[tar.Member]]) -> tuple[int, ...]:
+  """(offset, bytes) of image, text and JSON of a sample. Raises: Rejected when it is no pair."""
   image = next((kind for kind in IMAGES if kind in sample), None)
   if image is None:
-    return (), f"no image (.{', .'.join(IMAGES)})"
+    raise tables.Rejected("no_image", f"no image (.{', .'.join(IMAGES)})")
   if "txt" not in sample and "json" not in sample:
-    return (), "no caption (.txt, .json)"
+    raise tables.Rejected("no_caption", "no caption (.txt, .json)")
   parts: list[int] = []
   for kind in (image, "txt", "json"):
     found = sample.get(kind, [])
     if len(found) > 1:
-      return (), f"{len(found)} members of the name {found[0].name}"
-    if found and (not found[0].plain or found[0].size > _MOST_BYTES):
-      return (), f"{found[0].name} is a link or the like, or too large"
+      raise tables.Rejected("repeated", f"{len(found)} members of the name {found[0].name}")
+    if found and not found[0].plain:
+      raise tables.Rejected("not_a_file", f"{found[0].name} is a link or the like")
+    if found and found[0].size > _MOST_BYTES:
+      raise tables.Rejected("too_large", f"{found[0].name} has {found[0].size:,} bytes")
     parts += (found[0].offset, found[0].size) if found else (0, 0)
-  return tuple(parts), ""
+  return tuple(parts)
 
 
 def _write(file: storage.File, content: bytes) -> Index:

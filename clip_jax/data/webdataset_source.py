@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -93,6 +93,13 @@ class WebdatasetSource:
       return f"{self._paths[shard]} sample {self._indexes[shard].place(row).key}"
     except (OSError, tar_index.IndexFileError):
       return f"{self._paths[shard]} pair {row}"
+
+  def left_out(self) -> Iterator[tables.Rejection]:
+    """The samples that are no pairs, by file and key; their tar files' headers are read again."""
+    for path, index in zip(self._paths, self._indexes, strict=True):
+      if index.left_out:
+        for found in tar_index.left_out(storage.info(path)):
+          yield tables.Rejection(f"{path} sample {found.key}", found.reason, found.detail)
 
   def _position(self, index: int) -> tuple[int, int]:
     shard = int(np.searchsorted(self._ends, index, side="right"))

@@ -4,48 +4,83 @@ All machines must see the source and the destination under the same paths (a sha
 what Ray carries are the tasks alone. The extra [cluster] brings it; nothing else here wants it.
 """
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tools.prepare.jobs import PrepareError
-from tools.prepare.parallel import Task
+from tools.prepare.parallel import Engine, Task
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _AHEAD = 2  # tasks handed over, for each core of the cluster
+_MOST_LETTERS = 30  # of the folder below which a socket's path of 107 must find room
 _RETRIES = 2  # of a task whose machine or process dies
 
 
-class Ray:
-  """An engine. `address` is a cluster's, "auto", or "local" for one that this process starts."""
+@contextlib.contextmanager
+def engine(address: str, workers: int) -> Iterator[Engine]:
+  """An engine. `address` is a cluster's, "auto", or "local" for one that is started here, with so
+  many workers, and ended with all that it has written of its own.
 
-  def __init__(self, address: str):
-    self._address = address
+  Nothing is reported to Ray's makers. The cluster that is started has no dashboard, and a secret
+  of its own: Ray listens to the whole network, and obeys whoever may talk to it. (Of another
+  cluster its own settings count.) SIGKILL of this process leaves two of Ray's own processes for
+  a minute or so, and its temporary folder. Raises: PrepareError when Ray or the cluster is not
+  there.
+  """
+  os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before Ray is imported, as the next one
+  os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # or it warns of what will be
+  if address == "local" and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+    os.environ["RAY_AUTH_MODE"] = "token"  # else Ray keeps a secret for all in ~/.ray
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+  terminate = signal.getsignal(signal.SIGTERM)
+  try:
+    import ray
+  except ImportError as error:
+    raise PrepareError(f"--ray {address}: {error}; pip install -e '.[cluster]'") from error
+  own = ""
+  if address == "local":
+    short = len(tempfile.gettempdir()) <= _MOST_LETTERS
+    own = tempfile.mkdtemp(prefix="ray-", dir=None if short else "/tmp")
+  try:
+    _start(ray, address, workers, own)
+    signal.signal(signal.SIGTERM, terminate)  # Ray has put its own in its place
+    yield lambda tasks, report, warn: _run(ray, tasks, report)
+  except ray.exceptions.RaySystemError as error:
+    raise PrepareError(f"--ray {address}: the cluster has gone ({_line(error)})") from error
+  finally:
+    ray.shutdown()
+    signal.signal(signal.SIGTERM, terminate)
+    if own:
+      shutil.rmtree(own, ignore_errors=True)
 
-  def __call__(
-    self, tasks: Sequence[Task], report: Callable[[int], None], warn: Callable[[str], None]
-  ) -> None:
-    """Raises: PrepareError when Ray is not there or a task's processes died; what a task raises."""
-    del warn  # Ray says itself what it does again
-    if not tasks:
-      return
-    try:
-      import ray
-    except ImportError as error:
-      raise PrepareError(f"--ray {self._address}: {error}; pip install -e '.[cluster]'") from error
-    try:
-      if not ray.is_initialized():
-        # for its processes to find this module, and what this process finds
-        paths = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-        own = {"env_vars": {"PYTHONPATH": paths}}
-        ray.init(address=self._address, runtime_env=own, log_to_driver=False)
-      _run(ray, tasks, report)
-    except (ConnectionError, ray.exceptions.RaySystemError) as error:
-      raise PrepareError(f"--ray {self._address}: no cluster there ({error})") from error
+
+def _start(ray: Any, address: str, workers: int, folder: str) -> None:
+  """Raises: PrepareError."""
+  # for its processes to find this module, and what this process finds
+  paths = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+  asked: dict[str, Any] = {
+    "runtime_env": {"env_vars": {"PYTHONPATH": paths}},
+    "log_to_driver": False,
+    "logging_level": "ERROR",
+  }
+  if folder:
+    asked |= {"num_cpus": workers, "include_dashboard": False, "_temp_dir": folder}
+  try:
+    ray.init(address=address, **asked)
+  except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    raise PrepareError(f"--ray {address}: no cluster there ({_line(error)})") from error
 
 
 def _run(ray: Any, tasks: Sequence[Task], report: Callable[[int], None]) -> None:
+  """Raises: PrepareError when a task's processes died; what a task raises."""
   remote = ray.remote(max_retries=_RETRIES)(_do)
   most = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
   waiting: list[Task] = list(reversed(tasks))
@@ -70,8 +105,13 @@ def _seen(ray: Any, reference: Any, task: Task) -> int:
     raise error.cause from error
   except ray.exceptions.RayError as error:
     raise PrepareError(
-      f"{task.name}: {type(error).__name__}: {error}; the same command goes on from here"
+      f"{task.name}: {type(error).__name__}: {_line(error)}; the same command goes on from here"
     ) from error
+
+
+def _line(error: Exception) -> str:
+  """The first line of what Ray says, which may be a page."""
+  return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _do(task: Task) -> int:

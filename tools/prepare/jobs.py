@@ -1,7 +1,7 @@
 """What there is to prepare: a data set as a job, its inputs as items, and why one is left out."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import rich.progress
@@ -67,7 +67,7 @@ class Plan:
   """
 
   items: Sequence[Item] = ()
-  rejected: Sequence[Rejection] = ()
+  rejected: Iterable[Rejection] = ()  # gone through once
   classes: Sequence[str] = ()
   notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # into the manifest
   # In place of items, where they are too many to hold: those of the split "train", part by part.

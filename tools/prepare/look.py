@@ -22,12 +22,16 @@ from tools.prepare.jobs import Part, PrepareError
 FACTS = np.dtype(
   [
     ("pixels", "<u8"),  # of the sha256 of size and pixels
-    ("looks", "<u8"),  # the perceptual hash, 0 where it is not asked for
+    ("looks", "<u8"),  # see `looks_of`; 0 where it is not asked for
     ("name_at", "<u8"),  # where its name begins in the file of names
     ("position", "<u4"),  # among the items of its part
     ("splits", "<u4"),  # which of the entry's
   ]
 )
+
+
+LOOKS = 2  # raise it when the same images would have other looks
+_SAYS_NOTHING = (0, 1 << 63)  # no bit but that of the mean brightness
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Look:
         rejected += [[name, reason(error), str(error)] for name in item.inputs]
       else:
         assert found.image is not None, "it was decoded to be looked at"
-        looks = search.perceptual_hash(found.image) if self.hashed else 0
+        looks = looks_of(found.image) if self.hashed else 0
         which = splits.setdefault(item.splits, len(splits))
         rows.append((pixels(found.image), looks, at, position, which))
         name = json.dumps([item.key, *item.origins]).encode() + b"\n"
@@ -86,6 +90,17 @@ def pixels(image: Any) -> int:
   """64 bits of the sha256 of an RGB image's size and pixels: the same whatever file it comes in."""
   digest = hashlib.sha256(f"{image.width}x{image.height}".encode() + image.tobytes())
   return int.from_bytes(digest.digest()[:8])
+
+
+def looks_of(image: Any) -> int:
+  """64 bits that nearly the same images share: the perceptual hash.
+
+  Where it says nothing of an image, as none of its frequencies stands out (one colour, or a plain
+  run from dark to light), those of its pixels: black is not much like white, but the same image is
+  found still. Mirrored copies have other hashes, and are not looked for.
+  """
+  found = search.perceptual_hash(image)
+  return pixels(image) if found in _SAYS_NOTHING else found
 
 
 def reason(error: Rejected | images.ImageError | UnicodeEncodeError) -> str:

@@ -1,11 +1,12 @@
 """The options that data sets of one's own have in common, and what they say."""
 
 import argparse
+import contextlib
 
 from tools.prepare import cluster, duplicates, parallel
+from tools.prepare.evaluation_sets import evaluated
 from tools.prepare.filters import Filters
 from tools.prepare.passes import Choices
-from tools.prepare.source import evaluated
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -29,12 +30,14 @@ def add(parser: argparse.ArgumentParser) -> None:
   group.add_argument(
     "--deduplicate", choices=("none", "exact", "near"), default="none",
     help="keep the first of images with the same pixels (exact), or also of those that look nearly "
-    "the same, by a perceptual hash (near)",
+    "the same, by a perceptual hash (near): mirrored copies are not looked for, and an image of "
+    "one colour is like itself alone",
   )  # fmt: skip
   group.add_argument(
     "--against", action="append", default=[], metavar="EVALSET",
-    help="leave out images that look nearly like one of this prepared folder (FOLDER or "
-    "FOLDER:SPLIT) or folder of images; may stand several times",
+    help="leave out images that look nearly like one of these: a prepared folder, a TFDS data set, "
+    "a folder of images or of .tar or .parquet files (FOLDER, or FOLDER:SPLIT for one split), such "
+    "a file or a table; may stand several times",
   )  # fmt: skip
   group.add_argument(
     "--near-bits", type=bits, default=duplicates.BITS, metavar="N",
@@ -70,10 +73,12 @@ def chosen(asked: argparse.Namespace) -> Choices:
   )
 
 
-def engine(asked: argparse.Namespace) -> parallel.Engine:
+def engine(asked: argparse.Namespace) -> contextlib.AbstractContextManager[parallel.Engine]:
+  """Who does the work, while it is needed. Raises: PrepareError when entered."""
+  workers = getattr(asked, "workers", 1)
   if getattr(asked, "ray", None):
-    return cluster.Ray(asked.ray)
-  return parallel.Processes(getattr(asked, "workers", 1))
+    return cluster.engine(asked.ray, workers)
+  return contextlib.nullcontext(parallel.Processes(workers))
 
 
 def count(text: str) -> int:

@@ -9,17 +9,19 @@ import contextlib
 import ctypes
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import pickle
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from tools.prepare.jobs import PrepareError
 
 _PR_SET_PDEATHSIG = 1
+_OURS = (signal.SIGINT, signal.SIGTERM)  # which the parent answers
 _TRIES = 2  # of a task whose process is killed
 _REPORT_SECONDS = 0.2
 
@@ -80,7 +82,8 @@ class _Worker:
     context = multiprocessing.get_context("spawn")
     self.pipe, theirs = context.Pipe()
     self.process = context.Process(target=_serve, args=(theirs, os.getpid()), daemon=True)
-    self.process.start()
+    with _no_signals():
+      self.process.start()
     theirs.close()
     self.task: Task | None = None
     self.seen = 0  # inputs of the task
@@ -94,6 +97,19 @@ class _Worker:
     self.process.kill()
     self.process.join()
     self.pipe.close()
+
+
+@contextlib.contextmanager
+def _no_signals() -> Iterator[None]:
+  """A process started in here gets neither SIGINT nor SIGTERM, from its first instant on: they are
+  this process's to answer, to which they come a moment later.
+  """
+  multiprocessing.resource_tracker.ensure_running()  # which lets them through when it starts
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Pool:
@@ -162,8 +178,8 @@ class _Pool:
 
 def _serve(pipe: Any, parent: int) -> None:
   """What a worker does: task after task, until its parent ends it."""
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent's to answer
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  for number in _OURS:
+    signal.signal(number, signal.SIG_IGN)
   if sys.platform == "linux":
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
   if os.getppid() != parent:

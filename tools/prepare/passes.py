@@ -10,10 +10,11 @@ import rich.progress
 
 from clip_jax.data.tables import Rejection
 from tools.prepare import duplicates, look, parallel, shard_file
+from tools.prepare.evaluation_sets import Evaluated
 from tools.prepare.filters import Filters
 from tools.prepare.jobs import Item, Listed, Part, Plan, PrepareError
 from tools.prepare.shard_file import VALIDATION, Pick, Shard
-from tools.prepare.source import PART_RECORDS, Evaluated
+from tools.prepare.source import PART_RECORDS
 
 _Task = TypeVar("_Task", look.Look, Shard)
 
@@ -43,6 +44,7 @@ class Choices:
     chosen = {
       "deduplicate": "" if self.deduplicate == "none" else self.deduplicate,
       "near_bits": self.near_bits if self.hashed else 0,
+      "looks": look.LOOKS if self.hashed else 0,
       "against": [own.fingerprint for own in self.against],
       "validation_fraction": self.validation_fraction,
     }

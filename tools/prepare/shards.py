@@ -25,13 +25,12 @@ import rich.progress
 
 from clip_jax.data import records
 from clip_jax.data.tables import Rejection
-from tools.prepare import files, parallel, shard_file, sheet
+from tools.prepare import files, parallel, shard_file, sheet, standing
 from tools.prepare.jobs import Item, Job, Plan, PrepareError
 from tools.prepare.passes import Choices, Looked, Passes
 from tools.prepare.source import PART_RECORDS
 
 REJECTED = "rejected.jsonl"
-_WORK = ".unfinished"
 _SHARD = re.compile(r"\w+-\d{5,}-of-\d{5,}\.array_record")
 _NAMED = 10  # of what was left out, where nothing was kept
 
@@ -41,19 +40,6 @@ def identity(job: Job, choices: Choices) -> dict[str, Any]:
   return {**job.identity, "settings": {**job.settings, **choices.settings}}
 
 
-def finished(folder: pathlib.Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
-  """The manifest of a complete data set in `folder` whose identity has these fields, or None."""
-  try:
-    manifest = records.read_manifest(folder)
-    parts = [shard for split in manifest["splits"].values() for shard in split["shards"]]
-    whole = all((folder / s["file"]).stat().st_size == s["bytes"] for s in parts)
-    found = manifest["identity"]
-  except (records.RecordError, KeyError, TypeError, AttributeError, OSError):
-    return None
-  same = all(found.get(key) == value for key, value in wanted.items())
-  return manifest if whole and same else None
-
-
 def write(
   job: Job,
   folder: pathlib.Path,
@@ -61,40 +47,55 @@ def write(
   progress: rich.progress.Progress,
   choices: Choices | None = None,
   engine: parallel.Engine = parallel.here,
+  force: bool = False,
 ) -> dict[str, Any]:
   """Makes the shards that are not there yet, then the manifest, which it returns.
 
   Shards have `shard_records` records (0: 10,000, or what their part of the plan has). The same
-  files come out whatever the engine and however often a run before was killed.
-  Raises: PrepareError when nothing is kept, when another process writes to the same folder, or
-    when a shard cannot be written; OSError of the file system.
+  files come out whatever the engine and however often a run before was killed. `force`: a data set
+  of another source or other settings makes way.
+  Raises: PrepareError when one is there without `force`, when nothing is kept, when another process
+    writes to the same folder, or when a shard cannot be written; OSError of the file system.
   """
   chosen = choices or Choices()
   own = identity(job, chosen)
+  fresh = not folder.exists()
   folder.mkdir(parents=True, exist_ok=True)
   with _alone_in(folder):
-    work = _work_folder(folder, {**own, "shard_records": shard_records})
-    passes, looked = Passes(folder, work, chosen, engine, progress), None
-    plan = job.plan(progress)
-    _check_keys(plan.items)
-    size = shard_records or PART_RECORDS
-    if chosen.looks_first or (plan.parts and shard_records):
-      todo, looked = passes.looked(plan, size)
-    else:
-      todo = passes.planned(plan, size)
-    passes.write(todo)
-    done = [_entry(shard, folder) for shard in todo]
-    rejected = _write_rejections(work / REJECTED, _rejections(plan, looked, todo, folder))
-    if not any(entry["records"] for entry in done):
-      words = _nothing_kept(work / REJECTED, rejected)
-      shutil.rmtree(work)
-      raise PrepareError(f"{folder}: nothing was kept {words}")
-    splits: dict[str, list[dict[str, Any]]] = {}
-    for shard, entry in zip(todo, done, strict=True):
-      splits.setdefault(shard.split, []).append(entry)
-    manifest = _manifest(job, own, plan, splits, rejected)
-    sheet.write(work / sheet.NAME, manifest, splits, (work, folder))
-    _publish(folder, work, manifest)
+    work = folder / standing.WORK
+    try:
+      standing.claim(folder, {**own, "shard_records": shard_records}, force)
+      passes = Passes(folder, work, chosen, engine, progress)
+      manifest = _made(job, own, passes, shard_records)
+      _publish(folder, work, manifest)
+    except Exception:
+      standing.leave(folder, fresh)
+      raise
+  return manifest
+
+
+def _made(job: Job, own: Mapping[str, Any], passes: Passes, shard_records: int) -> dict[str, Any]:
+  """Everything but its final names. Returns the manifest. Raises: as `write`."""
+  folder, work, looked = passes.folder, passes.work, None
+  plan = job.plan(passes.progress)
+  _check_keys(plan.items)
+  size = shard_records or PART_RECORDS
+  if passes.choices.looks_first or (plan.parts and shard_records):
+    todo, looked = passes.looked(plan, size)
+  else:
+    todo = passes.planned(plan, size)
+  passes.write(todo)
+  done = [_entry(shard, folder) for shard in todo]
+  rejected = _write_rejections(work / REJECTED, _rejections(plan, looked, todo, folder))
+  if not any(entry["records"] for entry in done):
+    words = _nothing_kept(work / REJECTED, rejected)
+    shutil.rmtree(work)
+    raise PrepareError(f"{folder}: nothing was kept {words}")
+  splits: dict[str, list[dict[str, Any]]] = {}
+  for shard, entry in zip(todo, done, strict=True):
+    splits.setdefault(shard.split, []).append(entry)
+  manifest = _manifest(job, own, plan, splits, rejected)
+  sheet.write(work / sheet.NAME, manifest, splits, (work, folder))
   return manifest
 
 
@@ -178,19 +179,6 @@ def _check_keys(items: Sequence[Item]) -> None:
   repeated = [key for key, n in Counter(item.key for item in items).items() if n > 1]
   if repeated:
     raise PrepareError(f"keys that stand more than once: {', '.join(repeated[:10])}")
-
-
-def _work_folder(folder: pathlib.Path, own: Mapping[str, Any]) -> pathlib.Path:
-  """The folder of unfinished shards; emptied when they belong to another source or setting."""
-  work = folder / _WORK
-  marker, text = work / "identity.json", json.dumps(own, sort_keys=True)
-  if not (marker.is_file() and marker.read_text(encoding="utf-8") == text):
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    files.replace(marker, text.encode())
-  for left_behind in work.glob("*.tmp"):
-    left_behind.unlink()
-  return work
 
 
 def _publish(folder: pathlib.Path, work: pathlib.Path, manifest: Mapping[str, Any]) -> None:

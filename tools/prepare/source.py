@@ -2,12 +2,11 @@
 
 import dataclasses
 import functools
-import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from clip_jax.data import folder_source, records
-from clip_jax.data.tables import Rejected
-from tools.prepare.jobs import Item, Job, Part, Plan, PrepareError
+from clip_jax.data import records, webdataset_source
+from clip_jax.data.tables import Rejected, Rejection
+from tools.prepare.jobs import Item, Job, Part, Plan
 
 NAME = "pairs"
 PART_RECORDS = 10_000
@@ -15,18 +14,21 @@ PART_RECORDS = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """The records `start` to `stop` of a source as items of one split, named by where they stand."""
+  """The records `start` to `stop` of a source as items of one split, named by where they stand:
+  below `folder`, where they lie there.
+  """
 
   source: records.RecordSource
   split: str
   start: int
   stop: int
   captions: bool = True  # whether a record must have some
+  folder: str = ""
 
   def __call__(self) -> Sequence[Item]:
     return [
       Item(
-        self.source.locate(i),
+        _below(self.source.locate(i), self.folder),
         (self.split,),
         functools.partial(_load, self.source, i, self.captions),
       )
@@ -34,16 +36,11 @@ class Run:
     ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluated:
-  """The images of an evaluation set, which training data should not have."""
+def job(source: records.RecordSource, description: str, part_records: int, folder: str = "") -> Job:
+  """All pairs of a source, in its order, in the split "train"; 0: parts of the usual size.
 
-  fingerprint: str
-  parts: tuple[Part, ...]
-
-
-def job(source: records.RecordSource, description: str, part_records: int) -> Job:
-  """All pairs of a source, in its order, in the split "train"; 0: parts of the usual size."""
+  `folder` is the source's own, which is left out of the names of what is rejected.
+  """
   size = part_records or PART_RECORDS
   return Job(
     name=NAME,
@@ -52,63 +49,48 @@ def job(source: records.RecordSource, description: str, part_records: int) -> Jo
     source={"records": source.fingerprint},
     settings={"part_records": size},
     plan=lambda progress: Plan(
-      parts=_parts(source, "train", size), classes=getattr(source, "classes", ())
+      rejected=_left_out(source, folder),
+      parts=parts_of(source, "train", size, folder=folder),
+      classes=getattr(source, "classes", ()),
     ),
   )
 
 
-def evaluated(place: str) -> Evaluated:
-  """A split of a prepared folder ("FOLDER:SPLIT"), all of its splits ("FOLDER"), or all images in
-  a folder and in those below it.
-
-  Raises: PrepareError when there are none; OSError.
-  """
-  folder, colon, split = place.rpartition(":")
-  if not colon or pathlib.Path(place).exists():
-    folder, split = place, ""
-  root = pathlib.Path(folder)
-  try:
-    if (root / records.MANIFEST).is_file():
-      splits = [split] if split else list(records.read_manifest(root)["splits"])
-      sources: list[records.RecordSource] = [records.ArrayRecordSource(root, s) for s in splits]
-    else:
-      sources = [folder_source.FileSource(_images(root / split))]
-  except records.RecordError as error:
-    raise PrepareError(f"--against {error}") from error
-  found = [p for own in sources for p in _parts(own, "test", PART_RECORDS, captions=False)]
-  if not found:
-    raise PrepareError(
-      f"--against {place}: no images there; want a prepared folder (with {records.MANIFEST}) or a "
-      f"folder of images ({', '.join(sorted(folder_source.IMAGES))})"
-    )
-  return Evaluated(" ".join(own.fingerprint for own in sources), tuple(found))
-
-
-def _parts(
-  source: records.RecordSource, split: str, size: int, captions: bool = True
+def parts_of(
+  source: records.RecordSource,
+  split: str,
+  size: int = PART_RECORDS,
+  captions: bool = True,
+  folder: str = "",
 ) -> list[Part]:
+  """All records of a source in runs of `size`."""
   starts = range(0, len(source), size)
-  return [Run(source, split, i, min(i + size, len(source)), captions) for i in starts]
+  return [Run(source, split, i, min(i + size, len(source)), captions, folder) for i in starts]
 
 
-def _images(root: pathlib.Path) -> list[folder_source.Entry]:
-  if not root.is_dir():
-    raise records.RecordError(f"{root}: no such folder")
-  found = sorted(p for p in root.rglob("*") if p.suffix.lower() in folder_source.IMAGES)
-  return [
-    folder_source.Entry(path, path.relative_to(root).as_posix()) for path in found if path.is_file()
-  ]
+def _below(where: str, folder: str) -> str:
+  """Where a record stands, without the folder that all of them are in."""
+  rest = where.removeprefix(folder)
+  return rest.lstrip("/ ") or where if folder and rest != where else where
+
+
+def _left_out(source: records.RecordSource, folder: str) -> Iterator[Rejection]:
+  """What the source itself does not count among its records."""
+  if isinstance(source, webdataset_source.WebdatasetSource):
+    for found in source.left_out():
+      yield dataclasses.replace(found, key=_below(found.key, folder))
 
 
 def _load(source: records.RecordSource, index: int, captions: bool) -> records.Record:
   """One record, white space of its captions made even.
 
-  Raises: Rejected with the cause "record", "storage" or "empty_caption".
+  Raises: Rejected with the cause that the source has, or "record", "storage" or "empty_caption".
   """
   try:
     record = source[index]
   except records.RecordError as error:
-    raise Rejected("record", str(error)) from error
+    said = str(error).removeprefix(f"{source.locate(index)}: ")
+    raise Rejected(error.reason, said) from error
   except OSError as error:
     raise Rejected("storage", str(error)) from error
   if not captions:
