@@ -35,6 +35,11 @@ def _in(file: str, *names: str) -> tuple[str, ...]:
   return tuple(f"tests/{file}.py::{name}" for name in names)
 
 
+_BY_PHASE = (
+  "{compile} compiling, {restore} restoring, {step} in a step, {save} in a save, {evaluation} in "
+  "an evaluation, {last_evaluation} in the last one"
+)
+
 _DATA = (
   Row(
     1, "data", "the same configuration twice", "the same records and crops at every step",
@@ -192,11 +197,18 @@ _TRAINING = (
   Row(
     18, "training", "SIGTERM while restoring, compiling, in a step, an evaluation, a save",
     "one checkpoint, of one step on all hosts; nothing lost; exit code 75",
-    ("{stops} stops, {lost} steps lost, {most_seconds:.1f} s to exit at most",),
+    (
+      "{stops} stops, {lost} steps lost, {most_seconds:.1f} s to exit at most",
+      _BY_PHASE + ": of one host and of both",
+      "{differing} of {leaves} arrays, {losses_differing} of {losses} losses differ in the end",
+    ),
     F=(
       *_in("test_hosts", "test_sigterm_on_one_host_saves_on_all"),
     ),
-    N=_in("drills/test_signals", "test_sigterm_in_each_phase"),
+    N=(
+      *_in("drills/test_signals", "test_sigterm_in_each_phase"),
+      *_in("drills/test_phases", "test_sigterm_in_each_phase_of_two_hosts"),
+    ),
   ),
   Row(
     19, "training", "SIGTERM to the whole process group, with worker processes",
@@ -216,13 +228,17 @@ _TRAINING = (
     N=_in("drills/test_end_to_end", "test_preempted_twice"),
   ),
   Row(
-    21, "training", "kill -9 of all processes, twice",
+    21, "training", "kill -9 of all processes, twice, and in each phase",
     "the same; lost is at most what came after the newest checkpoint",
     (
       "{runs} runs, {differing} of {leaves} arrays, {losses_differing} of {losses} losses differ",
       "{redone} steps done again; {most_back_seconds:.0f} s to the next step, at most",
+      "{kills} more kills: " + _BY_PHASE,
     ),
-    N=_in("drills/test_end_to_end", "test_killed_twice"),
+    N=(
+      *_in("drills/test_end_to_end", "test_killed_twice"),
+      *_in("drills/test_phases", "test_all_hosts_killed_in_each_phase"),
+    ),
   ),
   Row(
     22, "training", "other hosts and devices at each start",
@@ -293,13 +309,18 @@ _CHECKPOINTS = (
 
 _HOSTS = (
   Row(
-    30, "hosts", "one of them is killed",
-    "all others end with 75, within twice the heartbeat, and name it",
-    ("{deaths} deaths, {most_seconds:.1f} s at most with a heartbeat of {most_heartbeat:.0f} s",),
+    30, "hosts", "one of them is killed, in any phase",
+    "all others end with 75, within twice the heartbeat, and name it; the same command goes on",
+    (
+      "{deaths} deaths, {most_seconds:.1f} s at most with a heartbeat of {most_heartbeat:.0f} s",
+      _BY_PHASE + "; {redone} steps done again, {differing} of {leaves} arrays, {losses_differing} "
+      "of {losses} losses differ in the end",
+    ),
     F=_in(
       "test_hosts", "test_one_host_of_four_dies_and_what_they_saved_loads_in_one",
       "test_a_coordinator_that_dies_is_named_and_ends_the_others",
     ),
+    N=_in("drills/test_phases", "test_one_host_killed_in_each_phase"),
   ),
   Row(
     31, "hosts", "one of them lives but hangs",
