@@ -1,6 +1,7 @@
 """Checkpoints: killed at any moment of a save, a bit flipped anywhere (drills 23 and 25)."""
 
 import functools
+import gc
 import json
 import os
 import pathlib
@@ -108,6 +109,7 @@ def test_a_bit_flipped_anywhere_in_a_checkpoint(tmp_path, monkeypatch, form, dri
     counts["injected"] += 1
     _judge(workdir, expected, counts)
     shutil.rmtree(workdir)
+  gc.collect()  # a restore that failed leaves what warns when it is freed: here, not at the end
   drill(25, **counts)
   assert counts["detected"] + counts["harmless"] == counts["injected"]
   assert counts["detected"] >= 60

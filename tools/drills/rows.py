@@ -112,6 +112,7 @@ _DATA = (
     8, "data", "a worker process is killed or crashes", "the run ends within 10 s and names it",
     ("{killed} killed, {most_seconds:.1f} s at most until the run ended",),
     N=_in("drills/test_workers", "test_a_killed_worker_ends_the_run"),
+    short=_in("drills/test_workers", "test_a_killed_worker_ends_the_run[SIGKILL]"),
   ),
   Row(
     9, "data", "a worker ends with 0, hangs, or raises what cannot be pickled",
@@ -119,7 +120,6 @@ _DATA = (
     ("{modes} kinds, {most_seconds:.1f} s at most, with a stall limit of {most_limit:.0f} s here, "
      "{most_usual:.0f} s in a run",),
     N=_in("drills/test_workers", "test_a_worker_that_grain_would_wait_for"),
-    short=_in("drills/test_workers", "test_a_worker_that_grain_would_wait_for[exits]"),
   ),
   Row(
     10, "data", "slow storage", "told after 10 s; counted as waiting for data",
