@@ -15,7 +15,7 @@ Written by `make drills` and `make fuzz`; a row that has not run says so, and a 
 command. A part keeps what it gave until it runs again: the last column says at which commit (+: and
 changes) and on which machine.
 
-F: tests of every push. N: longer ones, most of them in real processes. Z: fuzzing.
+F: tests of every push. N: longer ones, most of them in real processes. Z: fuzzing (`make fuzz`).
 What was not tried stands below the table.
 """
 
