@@ -59,8 +59,8 @@ test-interop: $(VENV)/interop-installed ## weights in and out, and training, aga
 drills: $(VENV)/test-installed ## every promise of docs/reliability.md tried, with figures (40 minutes)
 	$(BIN)/python -m tools.drills.report --parts F N
 
-drills-short: $(VENV)/test-installed ## those of them that the tests leave out and that take seconds
-	$(BIN)/python -m tools.drills.report --parts N --short --output build/drills
+drills-short: $(VENV)/test-installed ## of those that the tests leave out, what takes seconds (1 minute)
+	$(BIN)/python -m tools.drills.report --parts N --short
 
 fuzz: $(VENV)/fuzz-installed ## damaged files for each reader, FUZZ_SECONDS=30 each
 	CLIP_JAX_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m tools.drills.report --parts Z

@@ -28,6 +28,7 @@ def test_the_rows_are_numbered_and_name_tests_that_exist():
     for test in tests:
       file, _, name = test.partition("::")
       assert name in _functions(file), test
+    assert {test.partition("[")[0] for test in row.short} <= set(row.N)
 
 
 def test_every_drill_is_in_a_row():
@@ -94,7 +95,7 @@ def test_what_was_skipped_or_not_found_has_not_passed(tmp_path):
 
 def test_a_row_without_a_result_has_not_run():
   assert results.outcome(ROW, {}) == "not run"
-  document = {"machine": {"jax": "1"}, "rows": {}}
+  document = {"machines": {}, "rows": {}}
   text = page.markdown(document)
   assert f"{len(ROWS)} rows: {len(ROWS)} not run." in text
   assert text.count("| not run |") == len(ROWS)
@@ -121,9 +122,15 @@ def run(tmp_path, monkeypatch, capsys):
   """The report over a pytest that says what it is told to; returns exit code, document, output."""
 
   def run(words, outcomes):
+    run.asked = []
+
     def pytest_says(tests, words=()):
+      run.asked += tests
       figures = {row.number: dict.fromkeys(_names(row), 1.0) for row in ROWS}
-      return [results.Case(test, outcomes.get(test, "passed"), 1.0, figures) for test in tests]
+      return [
+        results.Case(test.partition("[")[0], outcomes.get(test, "passed"), 1.0, figures)
+        for test in tests
+      ]
 
     monkeypatch.setattr(report, "_pytest", pytest_says)
     monkeypatch.setattr("sys.argv", ["report", *words, "--output", str(tmp_path)])
@@ -152,10 +159,50 @@ def test_the_report_keeps_what_was_not_asked_for(run):
   assert (code, document["rows"]["23"]["N"]["outcome"]) == (0, "passed")
 
 
-def test_the_short_form_runs_the_quick_rows_alone(run):
+def test_the_short_form_runs_what_is_quick_alone(run):
   code, document, _ = run(["--parts", "N", "--short"], {})
   assert code == 0
   assert set(document["rows"]) == {str(row.number) for row in ROWS if row.short}
+  with_parameters = next(test for row in ROWS for test in row.short if test.endswith("]"))
+  assert run.asked == [test for row in ROWS for test in row.short]
+  code, document, _ = run(["--parts", "N", "--short"], {with_parameters: "failed"})
+  assert code == 1
+  failed = [part["N"]["failed"] for part in document["rows"].values() if part["N"]["failed"]]
+  assert failed == [[with_parameters.partition("[")[0]]]
+
+
+def test_each_part_keeps_the_machine_it_ran_on(run, tmp_path, monkeypatch):
+  def on(cores, *words):
+    monkeypatch.setattr(report, "_machine", lambda: {"processor": f"{cores} cores"})
+    return run(words, {})[1]
+
+  on(2, "--parts", "F", "--rows", "1", "3")
+  document = on(8, "--parts", "N", "--rows", "1")
+  assert document["machines"] == {"A": {"processor": "2 cores"}, "B": {"processor": "8 cores"}}
+  machines = {
+    (row, part): found["machine"]
+    for row, parts in document["rows"].items() for part, found in parts.items()
+  }  # fmt: skip
+  assert machines == {("1", "F"): "A", ("1", "N"): "B", ("3", "F"): "A"}
+  page = (tmp_path / "reliability.md").read_text()
+  assert "- A: processor 2 cores\n- B: processor 8 cores\n" in page
+  assert re.search(r"\| F: \w+\+? A; N: \w+\+? B \|", page)
+  document = on(8, "--parts", "F", "--rows", "1", "3")
+  assert document["machines"] == {"B": {"processor": "8 cores"}}
+
+
+def test_results_from_before_machines_were_kept_say_so(run, tmp_path):
+  run(["--parts", "F", "--rows", "1", "3"], {})
+  path = tmp_path / "reliability.json"
+  document = json.loads(path.read_text())
+  document["machine"] = {"jax": "1"}
+  del document["machines"], document["rows"]["1"]["F"]["machine"]
+  path.write_text(json.dumps(document))
+  _, document, _ = run(["--parts", "F", "--rows", "3"], {})
+  assert "machine" not in document
+  page = (tmp_path / "reliability.md").read_text()
+  assert "\n- ?: a machine that was not kept\n" in page
+  assert re.search(r"\| F: \w+\+? \? \|", page)
 
 
 def test_what_pytest_has_written_elsewhere_is_taken(run, tmp_path):

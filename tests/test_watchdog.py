@@ -33,7 +33,7 @@ def test_a_stuck_process_shows_its_stacks_and_ends(drill):
   assert last.startswith(
     "error: step 2 has taken over 0.2 s: this process, or one that it waits for"
   )
-  drill(31, stuck=1)
+  drill(31, stuck=1, shown=1)
 
 
 def test_progress_goes_on_past_the_limit(monkeypatch):

@@ -113,12 +113,13 @@ def test_round_trips_are_exact(theirs, drill):
     if not re.search("num_batches_tracked|attn_mask", name)
   }
   assert back.keys() == expected.keys()
+  differing = sum(not np.array_equal(back[name], array) for name, array in expected.items())
+  drill(33, round_trips=1, differing=differing)
   for name, array in expected.items():
     assert back[name].shape == array.shape, name
     np.testing.assert_array_equal(back[name], array, err_msg=name)
   again = weights.to_ours(back, table, model)
   jax.tree.map(np.testing.assert_array_equal, again, variables)
-  drill(33, round_trips=1, differing=0)
 
 
 @pytest.mark.parametrize("table", [naming.huggingface, naming.big_vision, naming.openai])

@@ -3,6 +3,7 @@ alone (drills 23 and 25).
 """
 
 import functools
+import gc
 import json
 import os
 import pathlib
@@ -28,7 +29,6 @@ from clip_jax.data import tokenizer as tokenizer_lib
 from clip_jax.interop import sources
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-KILLS = 26
 
 
 def _kill(workdir, rng):
@@ -53,10 +53,11 @@ def _kill(workdir, rng):
   return told
 
 
-def test_killed_at_a_random_moment_of_a_save(tmp_path, drill):
+@pytest.mark.parametrize("kills", [5, 21])
+def test_killed_at_a_random_moment_of_a_save(tmp_path, kills, drill):
   """Each trainer begins with what the kill before left, and saves that step again."""
-  rng, newest = random.Random(0), 0
-  for _ in range(KILLS):
+  rng, newest = random.Random(kills), 0
+  for _ in range(kills):
     told = _kill(tmp_path, rng)
     saved = [int(line.split()[1]) for line in told if line.startswith("saved")]
     newest = max([newest, *saved])
@@ -65,7 +66,9 @@ def test_killed_at_a_random_moment_of_a_save(tmp_path, drill):
     partial = folders - set(map(str, checkpoints.steps()))
     restored = checkpoints.restore_latest(*saving.abstract())
     checkpoints.close()
-    assert (restored.step if restored else 0) >= newest, "a finished step was lost"
+    lost = newest - min(newest, restored.step if restored else 0)
+    drill(23, kills=1, partial=bool(partial), lost=lost)
+    assert lost == 0, "a finished step was lost"
     if restored:
       newest = restored.step
       jax.tree.map(
@@ -73,8 +76,8 @@ def test_killed_at_a_random_moment_of_a_save(tmp_path, drill):
         (restored.params, restored.train),
         saving.trees(restored.step),
       )
-    drill(23, kills=1, partial=bool(partial), restored=restored is not None, lost=0)
-  assert newest > 10
+      drill(23, restored=1)
+  assert newest >= kills // 5
 
 
 def _formats():
@@ -115,6 +118,7 @@ def test_a_bit_flipped_anywhere_in_a_checkpoint(tmp_path, monkeypatch, form, dri
     counts["injected"] += 1
     _judge(workdir, expected, counts)
     shutil.rmtree(workdir)
+  gc.collect()  # a restore that failed leaves what warns when it is freed: here, not at the end
   drill(25, **counts)
   assert counts["detected"] + counts["harmless"] == counts["injected"]
   assert counts["detected"] >= 60

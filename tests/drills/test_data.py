@@ -18,20 +18,11 @@ def reference():
   return test_pipeline._batches(12)
 
 
-def _differing(batches, expected):
-  """How many of the batches differ in any array, after the same number of them."""
-  assert len(batches) == len(expected)
-  return sum(
-    any(not np.array_equal(a[name], b[name]) for name in a | b)
-    for a, b in zip(batches, expected, strict=True)
-  )
-
-
 @pytest.mark.parametrize("workers", [1, 3])
 def test_any_number_of_workers_agrees(reference, workers, drill):
   """Drill 1; with 2 workers on every push."""
   found = test_pipeline._batches(12, test_pipeline._with_workers(workers))
-  differing = _differing(found, reference)
+  differing = test_pipeline._differing(found, reference)
   drill(1, steps=12, mismatches=differing)
   assert differing == 0
 
@@ -48,7 +39,7 @@ def test_hosts_by_workers_agree(reference, hosts, workers, drill):
     {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     for rows in zip(*parts, strict=True)
   ]
-  differing = _differing(joined, reference[5:11])
+  differing = test_pipeline._differing(joined, reference[5:11])
   drill(3, batches=6, equal=6 - differing)
   assert {0, 1} == set(np.unique(joined[0]["source"]))
   assert differing == 0

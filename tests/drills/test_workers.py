@@ -120,4 +120,5 @@ def test_a_worker_that_grain_would_wait_for(mode, drill):
     assert told == ""
     assert sum((batch["bad"] != 0).sum() for batch in found) == 10  # once an epoch
   assert seconds < STALL_SECONDS + 10
-  drill(9, modes=1, most_seconds=seconds, most_limit=STALL_SECONDS)
+  drill(9, modes=1, most_seconds=seconds)
+  drill(9, most_limit=STALL_SECONDS, most_usual=pipeline._STALL_SECONDS)

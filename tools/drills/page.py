@@ -7,10 +7,13 @@ from typing import Any
 from tools.drills import results
 from tools.drills.rows import ROWS, Row
 
+_UNKNOWN = "?"  # in place of a machine's letter
 _HEAD = """# What was tried against it
 
 Every way in which a training run is known to break, what is promised then, and what was measured.
-Written by `make drills`; a row that has not run says so, and a failed one fails the command.
+Written by `make drills` and `make fuzz`; a row that has not run says so, and a failed one fails the
+command. A part keeps what it gave until it runs again: the last column says at which commit (+: and
+changes) and on which machine.
 
 F: tests of every push. N: longer ones, most of them in real processes. Z: fuzzing (`make fuzz`).
 What was not tried, and what is otherwise than planned, stands below the table.
@@ -71,7 +74,9 @@ def _sources(row: Row) -> str:
 
 def _line(row: Row, found: Mapping[str, Any]) -> str:
   seconds = sum(part["seconds"] for part in found.values())
-  commits = sorted({part["commit"] for part in found.values()})
+  origins: dict[str, list[str]] = {}
+  for part, result in found.items():
+    origins.setdefault(f"{result['commit']} {result.get('machine', _UNKNOWN)}", []).append(part)
   cells = (
     str(row.number),
     row.area,
@@ -81,7 +86,7 @@ def _line(row: Row, found: Mapping[str, Any]) -> str:
     results.outcome(row, found),
     _sources(row),
     f"{seconds:.0f}" if found else "-",
-    ", ".join(commits) or "-",
+    "; ".join(f"{', '.join(sorted(parts))}: {where}" for where, parts in origins.items()) or "-",
   )
   return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -91,17 +96,28 @@ def _word(outcome: str) -> str:
   return "passed in part" if ";" in outcome else outcome.partition(":")[0]
 
 
+def _machines(document: Mapping[str, Any]) -> list[str]:
+  """A line each: those of the parts that are there."""
+  lines = [
+    f"- {letter}: " + ", ".join(f"{name} {value}" for name, value in known.items())
+    for letter, known in document["machines"].items()
+  ]
+  parts = [part for row in document["rows"].values() for part in row.values()]
+  if any("machine" not in part for part in parts):
+    lines.append(f"- {_UNKNOWN}: a machine that was not kept")
+  return lines
+
+
 def markdown(document: Mapping[str, Any]) -> str:
   """The page. Args: document, as docs/reliability.json holds it."""
   found = {row.number: document["rows"].get(str(row.number), {}) for row in ROWS}
   words = Counter(_word(results.outcome(row, found[row.number])) for row in ROWS)
   told = ", ".join(f"{count} {word}" for word, count in words.most_common())
-  machine = "\n".join(f"- {name}: {value}" for name, value in document["machine"].items())
-  head = ("#", "area", "fault", "promise", "figure", "outcome", "tests", "seconds", "commit")
+  head = ("#", "area", "fault", "promise", "figure", "outcome", "tests", "seconds", "at")
   lines = [
     _HEAD,
     f"{len(ROWS)} rows: {told}.\n",
-    machine,
+    *_machines(document),
     "",
     "| " + " | ".join(head) + " |",
     "| ---: | --- | --- | --- | --- | --- | --- | ---: | --- |",

@@ -5,14 +5,17 @@ python -m tools.drills.report --junit FILE [FILE...]
 
 The second form runs nothing: it takes what a run of pytest wrote with `-o junit_family=xunit1
 --junitxml=FILE`, of all rows whose tests are in it. What is not asked for keeps the result that it
-has in reliability.json. Exit code 1: a drill has failed, or was not found.
+has in reliability.json, with the commit and the machine it had. Exit code 1: a drill has failed, or
+was not found.
 """
 
 import argparse
+import dataclasses
 import importlib.metadata
 import json
 import os
 import pathlib
+import string
 import subprocess
 import sys
 import tempfile
@@ -66,7 +69,7 @@ def _covered(
 ) -> list[tuple[Row, Part]]:
   """Of `wanted` those whose tests are all among the cases."""
   seen = {case.test for case in cases}
-  return [(row, part) for row, part in wanted if seen.issuperset(row.tests(part))]
+  return [(row, part) for row, part in wanted if seen.issuperset(results.functions(row, part))]
 
 
 def _commit() -> str:
@@ -81,31 +84,55 @@ def _machine() -> dict[str, str]:
   return {name: str(value) for name, value in summary.machine().items()} | versions
 
 
+def _document(path: pathlib.Path) -> dict[str, Any]:
+  """What reliability.json holds: rows, of them parts; machines by letter, which each part names."""
+  document: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+  document.pop("machine", None)  # as it was once: of which parts, nobody kept
+  document.setdefault("machines", {})
+  return document
+
+
+def _letter(machines: dict[str, dict[str, str]], here: dict[str, str]) -> str:
+  """That of this machine, which is added where it is a new one."""
+  for letter, known in machines.items():
+    if known == here:
+      return letter
+  letter = next(letter for letter in string.ascii_uppercase if letter not in machines)
+  machines[letter] = here
+  return letter
+
+
 def _options() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
   parser.add_argument("--parts", nargs="+", choices=PARTS, default=["F", "N"])
   parser.add_argument("--rows", nargs="+", type=int, help="by number; default: all")
   parser.add_argument("--junit", nargs="+", type=pathlib.Path, default=[], metavar="FILE")
-  parser.add_argument("--short", action="store_true", help="of part N the quick rows only")
-  parser.add_argument("--output", type=pathlib.Path, default=ROOT / "docs", metavar="DIR")
+  parser.add_argument("--short", action="store_true", help="of part N what takes seconds")
+  parser.add_argument(
+    "--output", type=pathlib.Path, metavar="DIR", help="default: docs; build/drills with --short"
+  )
   options = parser.parse_args()
+  options.output = options.output or ROOT / ("build/drills" if options.short else "docs")
   if unknown := set(options.rows or ()) - {row.number for row in ROWS}:
     parser.error(f"--rows: no row {', '.join(map(str, sorted(unknown)))}; 1 to {len(ROWS)}")
   return options
 
 
 def _wanted(options: argparse.Namespace) -> list[tuple[Row, Part]]:
+  rows = ROWS
+  if options.short:
+    rows = tuple(dataclasses.replace(row, N=row.short) for row in ROWS)
   return [
     (row, part)
-    for row in ROWS
+    for row in rows
     for part in results.parts(row)
-    if part in options.parts
-    and row.number in (options.rows or range(len(ROWS) + 1))
-    and not (options.short and part == "N" and not row.short)
+    if part in options.parts and row.number in (options.rows or range(len(ROWS) + 1))
   ]
 
 
 def _write(output: pathlib.Path, document: dict[str, Any]) -> None:
+  used = {part.get("machine") for parts in document["rows"].values() for part in parts.values()}
+  document["machines"] = {x: known for x, known in document["machines"].items() if x in used}
   output.mkdir(parents=True, exist_ok=True)
   metrics.write_atomically(output / "reliability.json", json.dumps(document, indent=1) + "\n")
   metrics.write_atomically(output / "reliability.md", page.markdown(document))
@@ -114,14 +141,15 @@ def _write(output: pathlib.Path, document: dict[str, Any]) -> None:
 def main() -> int:
   options = _options()
   path = options.output / "reliability.json"
-  document = json.loads(path.read_text()) if path.exists() else {"rows": {}}
-  document["machine"] = _machine()
-  wanted, commit = _wanted(options), _commit()
+  document = _document(path)
+  wanted, here = _wanted(options), _machine()
+  commit = _commit()
   cases: list[results.Case] = []
 
   def record(judged: Sequence[tuple[Row, Part]]) -> None:
     for row, part in judged:
       found = {**results.judge(row, part, cases), "commit": commit}
+      found["machine"] = _letter(document["machines"], here)
       document["rows"].setdefault(str(row.number), {})[part] = found
     _write(options.output, document)
 

@@ -54,10 +54,10 @@ def judge(row: Row, part: Part, cases: Sequence[Case]) -> dict[str, Any]:
 
   A test that is not among the cases has failed; a part of which all was skipped has not run.
   """
-  tests = row.tests(part)
+  tests = functions(row, part)
   mine = [case for case in cases if case.test in tests]
   failed = {case.test for case in mine if case.outcome == "failed"}
-  failed |= set(tests) - {case.test for case in mine}
+  failed |= tests - {case.test for case in mine}
   skipped = {case.test for case in mine if case.outcome == "skipped"}
   passed = sum(case.outcome == "passed" for case in mine)
   figures = together(case.figures.get(row.number, {}) for case in mine)
@@ -68,6 +68,11 @@ def judge(row: Row, part: Part, cases: Sequence[Case]) -> dict[str, Any]:
     "figures": {**figures, "cases": passed},
     "seconds": round(sum(case.seconds for case in mine), 1),
   }
+
+
+def functions(row: Row, part: Part) -> set[str]:
+  """The node ids of a part without parameters, as those of cases are."""
+  return {test.partition("[")[0] for test in row.tests(part)}
 
 
 def parts(row: Row) -> list[Part]:

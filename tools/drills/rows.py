@@ -24,7 +24,8 @@ class Row:
   F: tuple[str, ...] = ()
   N: tuple[str, ...] = ()
   Z: tuple[str, ...] = ()
-  short: bool = False  # its part N takes less than half a minute
+  # Of N what takes seconds, for every push: node ids, with brackets where not all parameters do.
+  short: tuple[str, ...] = ()
 
   def tests(self, part: Part) -> tuple[str, ...]:
     return {"F": self.F, "N": self.N, "Z": self.Z}[part]
@@ -34,12 +35,18 @@ def _in(file: str, *names: str) -> tuple[str, ...]:
   return tuple(f"tests/{file}.py::{name}" for name in names)
 
 
+_BY_PHASE = (
+  "{compile} compiling, {restore} restoring, {step} in a step, {save} in a save, {evaluation} in "
+  "an evaluation, {last_evaluation} in the last one"
+)
+
 _DATA = (
   Row(
     1, "data", "the same configuration twice", "the same records and crops at every step",
     ("{steps:,} steps compared, {mismatches} mismatches",),
     F=_in("test_pipeline", "test_two_runs_agree", "test_worker_processes_agree"),
     N=_in("drills/test_data", "test_any_number_of_workers_agrees"),
+    short=_in("drills/test_data", "test_any_number_of_workers_agrees[3]"),
   ),
   Row(
     2, "data", "a restart at any step", "the same as without it",
@@ -51,6 +58,7 @@ _DATA = (
     ("{equal} of {batches} batches are equal",),
     F=_in("test_pipeline", "test_any_number_of_hosts_agrees"),
     N=_in("drills/test_data", "test_hosts_by_workers_agree"),
+    short=_in("drills/test_data", "test_hosts_by_workers_agree[2-2]"),
   ),
   Row(
     4, "data", "other data, seed, batch, weights or transforms under a checkpoint",
@@ -75,7 +83,7 @@ _DATA = (
       *_in("test_records", "test_bad_records_are_replaced_exactly"),
     ),
     N=_in("drills/test_data", "test_the_cost_of_a_bad_record"),
-    short=True,
+    short=_in("drills/test_data", "test_the_cost_of_a_bad_record"),
   ),
   Row(
     6, "data", "more bad records than the budget", "the run ends, the first ones are named",
@@ -104,28 +112,31 @@ _DATA = (
       *_in("test_tar_source", "test_damaged_folders_are_errors_at_once"),
     ),
     N=_in("drills/test_data", "test_a_bit_flipped_anywhere_in_a_shard"),
-    short=True,
+    short=_in("drills/test_data", "test_a_bit_flipped_anywhere_in_a_shard"),
   ),
   Row(
     8, "data", "a worker process is killed or crashes", "the run ends within 10 s and names it",
     ("{killed} killed, {most_seconds:.1f} s at most until the run ended",),
     N=_in("drills/test_workers", "test_a_killed_worker_ends_the_run"),
+    short=_in("drills/test_workers", "test_a_killed_worker_ends_the_run[SIGKILL]"),
   ),
   Row(
     9, "data", "a worker ends with 0, hangs, or raises what cannot be pickled",
     "the run ends within the stall limit, or the record is replaced",
-    ("{modes} kinds, {most_seconds:.1f} s at most, with a stall limit of {most_limit:.0f} s",),
+    ("{modes} kinds, {most_seconds:.1f} s at most, with a stall limit of {most_limit:.0f} s here, "
+     "{most_usual:.0f} s in a run",),
     N=_in("drills/test_workers", "test_a_worker_that_grain_would_wait_for"),
   ),
   Row(
     10, "data", "slow storage", "told after 10 s; counted as waiting for data",
-    ("{most_share:.0%} of the time waiting for data, told once",),
+    ("{most_share:.0%} of the time waiting for data; told once, with a limit of {most_limit} s "
+     "here, {most_usual:.0f} s in a run",),
     F=_in("test_pipeline", "test_slow_storage_is_told_and_counted"),
   ),
   Row(
     11, "data", "hostile and odd images (bombs, 16 bits, CMYK, palettes, EXIF, EPS, HTML)",
     "stated pixels, or a refusal with its cause",
-    ("{cases} of {cases} right; {most_megabytes:.0f} MB of memory for a bomb, at most",),
+    ("{right} of {images} right; {most_megabytes:.0f} MB of memory for a bomb, at most",),
     F=_in(
       "test_images", "test_good_images_have_their_stated_pixels",
       "test_bad_images_are_refused_by_cause", "test_refusing_a_bomb_takes_no_memory",
@@ -192,11 +203,18 @@ _TRAINING = (
   Row(
     18, "training", "SIGTERM while restoring, compiling, in a step, an evaluation, a save",
     "one checkpoint, of one step on all hosts; nothing lost; exit code 75",
-    ("{stops} stops, {lost} steps lost, {most_seconds:.1f} s to exit at most",),
+    (
+      "{stops} stops, {lost} steps lost, {most_seconds:.1f} s to exit at most",
+      _BY_PHASE + ": of one host and of both",
+      "{differing} of {leaves} arrays, {losses_differing} of {losses} losses differ in the end",
+    ),
     F=(
       *_in("test_hosts", "test_sigterm_on_one_host_saves_on_all"),
     ),
-    N=_in("drills/test_signals", "test_sigterm_in_each_phase"),
+    N=(
+      *_in("drills/test_signals", "test_sigterm_in_each_phase"),
+      *_in("drills/test_phases", "test_sigterm_in_each_phase_of_two_hosts"),
+    ),
   ),
   Row(
     19, "training",
@@ -221,19 +239,24 @@ _TRAINING = (
     N=_in("drills/test_end_to_end", "test_preempted_twice"),
   ),
   Row(
-    21, "training", "kill -9 of all processes, twice",
+    21, "training", "kill -9 of all processes, twice, and in each phase",
     "the same; lost is at most what came after the newest checkpoint",
     (
       "{runs} runs, {differing} of {leaves} arrays, {losses_differing} of {losses} losses differ",
       "{redone} steps done again; {most_back_seconds:.0f} s to the next step, at most",
+      "{kills} more kills: " + _BY_PHASE,
     ),
-    N=_in("drills/test_end_to_end", "test_killed_twice"),
+    N=(
+      *_in("drills/test_end_to_end", "test_killed_twice"),
+      *_in("drills/test_phases", "test_all_hosts_killed_in_each_phase"),
+    ),
   ),
   Row(
     22, "training", "other hosts and devices at each start",
-    "the same data; weights within 1e-6 after 60 steps",
+    "the same data; weights within 1e-6 after 60 steps, but for the biases of keys: these change "
+    "no output, their gradient is rounding alone, and Adam makes it as large as any",
     ("2x2, 1x4, 2x1: largest difference of a weight {most_difference:.1e}, of a loss "
-     "{most_loss_difference:.1e}",),
+     "{most_loss_difference:.1e}, of a key's bias {most_key_bias:.1e}",),
     F=_in("test_hosts", "test_other_processes_and_another_mesh_go_on"),
     N=_in("drills/test_end_to_end", "test_another_topology_at_each_start"),
   ),
@@ -245,6 +268,7 @@ _CHECKPOINTS = (
     "the step before is there, bit for bit; nothing to clean up; the step can be saved again",
     ("{kills} kills, {partial} left a partial folder; {restored} restored exactly, {lost} lost",),
     N=_in("drills/test_damage", "test_killed_at_a_random_moment_of_a_save"),
+    short=_in("drills/test_damage", "test_killed_at_a_random_moment_of_a_save[5]"),
   ),
   Row(
     24, "checkpoints", "partial copies, empty folders, missing commit files, junk",
@@ -270,6 +294,7 @@ _CHECKPOINTS = (
       "drills/test_damage", "test_a_bit_flipped_anywhere_in_a_checkpoint",
       "test_damage_that_one_of_two_hosts_meets",
     ),
+    short=_in("drills/test_damage", "test_a_bit_flipped_anywhere_in_a_checkpoint[zarr2]"),
   ),
   Row(
     26, "checkpoints", "a full disk in a background save",
@@ -302,19 +327,30 @@ _CHECKPOINTS = (
 
 _HOSTS = (
   Row(
-    30, "hosts", "one of them is killed",
-    "all others end with 75, within twice the heartbeat, and name it",
-    ("{deaths} deaths, {most_seconds:.1f} s at most with a heartbeat of {most_heartbeat:.0f} s",),
+    30, "hosts", "one of them is killed, in any phase",
+    "all others end with 75, within twice the heartbeat, and name it; the same command goes on",
+    (
+      "{deaths} deaths, {most_seconds:.1f} s at most with a heartbeat of {most_heartbeat:.0f} s",
+      _BY_PHASE + "; {redone} steps done again, {differing} of {leaves} arrays, {losses_differing} "
+      "of {losses} losses differ in the end",
+    ),
     F=_in(
       "test_hosts", "test_one_host_of_four_dies_and_what_they_saved_loads_in_one",
       "test_a_coordinator_that_dies_is_named_and_ends_the_others",
     ),
+    N=_in("drills/test_phases", "test_one_host_killed_in_each_phase"),
   ),
   Row(
     31, "hosts", "one of them lives but hangs",
-    "each shows its stacks and ends with 42 within the limit; nothing is left behind",
-    ("{stuck} stuck", "{most_seconds:.1f} s with a limit of {most_limit:.0f} s; {left} processes, "
-     "{shm} shared memory left"),
+    "it shows its stacks and ends with 42 within the limit, and who waits for it ends too, with 42 "
+    "or, where the other was quicker, 75; nothing is left behind. One that is stopped as a whole "
+    "counts as dead, as in 30",
+    (
+      "{stuck} stuck (in a run of two; a process alone), {shown} processes showed their stacks; "
+      "{stopped} stopped as a whole",
+      "{most_seconds:.1f} s with a limit of {most_limit:.0f} s; {left} processes, {shm} shared "
+      "memory left",
+    ),
     F=(
       *_in("test_hosts", "test_a_host_that_hangs_is_named_and_ends_the_others"),
       *_in("test_watchdog", "test_a_stuck_process_shows_its_stacks_and_ends"),
