@@ -119,7 +119,7 @@ def _options() -> argparse.Namespace:
 
 
 def _wanted(options: argparse.Namespace) -> list[tuple[Row, Part]]:
-  rows = ROWS
+  rows: tuple[Row, ...] = ROWS
   if options.short:
     rows = tuple(dataclasses.replace(row, N=row.short) for row in ROWS)
   return [
