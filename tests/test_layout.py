@@ -37,6 +37,7 @@ LAYERS = (
     "interop.unpickle",
     "json_lines",
     "rounding",
+    "stopping",
     "watchdog",
   ),
   (
@@ -115,6 +116,7 @@ LAYERS = (
   ),
   (
     "agreement",
+    "common_stop",
     "culprit",
     "evaluation.embedding_map",
     "evaluation.overlap.search",
@@ -161,6 +163,7 @@ LAYERS = (
     "interop.verify",
     "summary",
   ),
+  ("evaluating",),
   (
     "evaluation.paper.run",
     "studies",
@@ -301,7 +304,9 @@ TESTED_WITH = {
   "models.clip": "models",
   "models.presets": "models",
   "culprit": "train",
+  "evaluating": "train",
   "goodput": "metrics",
+  "stopping": "cli",
   "summary": "train",
   "ring": "losses",
   "evaluation.stress.noise_and_blur": "corruptions",

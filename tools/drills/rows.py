@@ -190,7 +190,10 @@ _TRAINING = (
     F=(
       *_in("test_hosts", "test_sigterm_on_one_host_saves_on_all"),
     ),
-    N=_in("drills/test_signals", "test_sigterm_in_each_phase"),
+    N=_in(
+      "drills/test_signals", "test_sigterm_in_each_phase",
+      "test_sigterm_to_one_of_two_hosts_that_wait_for_data",
+    ),
   ),
   Row(
     19, "training", "SIGTERM to the whole process group, with worker processes",
