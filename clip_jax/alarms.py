@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from clip_jax import config as config_lib
 
 WINDOW = 100  # steps
-_NEAR = 0.01  # how near, as a share, a loss is to that of a model that tells no pairs apart
+_NEAR = 0.01  # how far below that of a model that tells no pairs apart a loss still counts as it
 _SPIKE_SIGMA = 6.0
 _FEW_DIRECTIONS = 0.01  # of the embedding's, or two: fewer are a collapse
 
@@ -53,10 +53,10 @@ class Alarms:
     blind, scale = blind_loss(self._config), values["logit_scale"]
     few = max(2.0, _FEW_DIRECTIONS * width)
     out = {
-      "blind_loss": f"the loss is within {_NEAR:.0%} of {blind:.3f}, which is that of a model that "
-      "tells no pair from another: look at the learning rate, and whether captions belong to their "
-      "images"
-      if abs(values["loss"] - blind) <= _NEAR * blind
+      "blind_loss": f"the loss is {values['loss']:.3f}, no better (by over {_NEAR:.0%}) than the "
+      f"{blind:.3f} of a model that tells no pair from another: look at the learning rate, and "
+      "whether captions belong to their images"
+      if values["loss"] >= (1 - _NEAR) * blind
       else "",
       "logit_scale_at_cap": f"the logit scale is at its cap of {cap:g}: usual late in a run; early "
       "in one, look for repeated pairs"

@@ -17,16 +17,17 @@ from typing import Any
 import rich.console
 import rich.table
 
-from clip_jax import cli_evaluation, cli_options, cli_studies
+from clip_jax import cli_evaluation, cli_options, cli_studies, stopping
 from clip_jax.cli_output import UsageError, show
 
 _MOST_COLUMNS = 8  # of labels in a table
+_NOT_BEGUN = "{}: stopped before there was anything to save; the same command starts again"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs one verb. Returns: the exit code: 0; 2 after an error, which is told in one line; 130
-  after Ctrl-C; `hosts.UNFINISHED` where training stopped early and saved. (A training that makes
-  no progress ends with `watchdog.STUCK`, not here.)
+  after Ctrl-C; `stopping.UNFINISHED` where training stopped early and saved, or had nothing to
+  save. (A training that makes no progress ends with `watchdog.STUCK`, not here.)
   """
   options, rest = cli_options.parser().parse_known_args(arguments)
   overrides = [word for word in rest if word.startswith("--config.")]
@@ -45,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
     return 130
+  except stopping.Stopped as stopped:
+    print(_NOT_BEGUN.format(stopped), file=sys.stderr)
+    return stopping.UNFINISHED
   except Exception as error:
     if options.debug:
       raise
@@ -72,29 +76,43 @@ def _one_line(error: Exception) -> str:
 
 
 def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-  from clip_jax import hosts
+  with stopping.requests() as request:  # before what takes seconds to import
+    import jax
 
-  config = load_config(options.config, overrides)
-  hosts.start(
-    options.coordinator, options.processes, options.process, heartbeat_seconds=options.heartbeat
-  )
-  with hosts.watched(options.heartbeat):
-    return _train_here(options, config)
+    from clip_jax import hosts
+
+    config = load_config(options.config, overrides)
+    hosts.start(
+      options.coordinator, options.processes, options.process, heartbeat_seconds=options.heartbeat
+    )
+    request.listen()  # JAX has taken SIGTERM
+    with hosts.watched(options.heartbeat):
+      try:
+        return _train_here(options, config, request)
+      except stopping.Stopped as stopped:
+        if not jax.distributed.is_initialized():
+          raise
+        print(_NOT_BEGUN.format(stopped), file=sys.stderr, flush=True)
+        os._exit(stopping.UNFINISHED)  # to the other hosts it is gone, and not failed
 
 
-def _train_here(options: argparse.Namespace, config: Any) -> int:
+def _train_here(options: argparse.Namespace, config: Any, request: stopping.Request) -> int:
   import jax
 
-  from clip_jax import hosts, summary, train
+  from clip_jax import evaluating, train, watchdog
   from clip_jax.evaluation import report
 
   workdir, first = pathlib.Path(options.workdir), jax.process_index() == 0
   console = rich.console.Console(stderr=options.json, quiet=not first)
   experiment = pathlib.Path(options.config)
   changes = options.accept_changes
-  if not train.train(config, workdir, console, changes, experiment, options.stuck):
-    return hosts.UNFINISHED
-  facts, results = summary.finish(workdir, workdir / "report.html")
+  with watchdog.watching(options.stuck) as begin:
+    if not train.train(config, workdir, console, changes, experiment, request, begin):
+      return stopping.UNFINISHED
+    found = evaluating.last(workdir, workdir / "report.html", console, request, begin)
+  if found is None:
+    return stopping.UNFINISHED
+  facts, results = found
   if first:
     show(options, report.table(results), facts)
   console.print(f"report: {workdir / 'report.html'}")

@@ -253,8 +253,8 @@ def _add_training(
     type=float,
     default=1800.0,
     metavar="SECONDS",
-    help="the longest that a step, a checkpoint or an evaluation may take before the process shows "
-    "where it stands and ends (1800)",
+    help="the longest that a step, a checkpoint or a batch of an evaluation may take before the "
+    "process shows where it stands and ends (1800)",
   )
   train.add_argument(
     "--accept-changes",

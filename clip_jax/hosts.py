@@ -22,8 +22,8 @@ import numpy as np
 from jax._src import distributed  # JAX offers no public way to the coordinator's store
 
 from clip_jax import chips, listening
+from clip_jax.stopping import UNFINISHED
 
-UNFINISHED = 75  # exit code, EX_TEMPFAIL: not finished, and the same command continues
 _ERROR = 2
 _ADVICE = "The same command on all hosts goes on from the newest checkpoint"
 

@@ -18,6 +18,8 @@ import tensorboardX
 from clip_jax import alarms, chips, goodput
 from clip_jax import config as config_lib
 
+_ACCOUNT_SECONDS = 10.0  # of steps, after which the account of time is written
+
 
 def peak_flops() -> float | None:
   """Peak FLOP/s of all devices together, where `chips` knows them."""
@@ -29,7 +31,8 @@ class Log:
   """Takes every step's metrics; writes `metrics.jsonl` and TensorBoard, and tells people.
 
   A run that continues from `start_step` first drops the lines of later steps: those steps were
-  lost and are done again. Only the first host writes.
+  lost and are done again. Only the first host writes. As a context it ends with `finish`, whatever
+  ends it.
   """
 
   def __init__(
@@ -51,11 +54,13 @@ class Log:
     self._started = now if started is None else started
     self._seconds["start"] = now - self._started
     self._before = goodput.carried(read(workdir), start_step)
+    self._step, self._told = start_step, now
     self._window = (start_step, now, 0.0)
     self._progress = _progress_bar(console)
     self._task = self._progress.add_task("train", total=config.steps, completed=start_step, note="")
     if self._writes:
       kept = [line for line in read(workdir) if line["step"] <= start_step]
+      kept.append({"step": start_step, **self._account(now)})  # also if this start is soon killed
       self._path = workdir / "metrics.jsonl"
       write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
       self._lines = self._path.open("a", encoding="utf-8")
@@ -68,17 +73,21 @@ class Log:
   def time(self, part: str) -> Iterator[None]:
     """Counts the seconds inside towards `part` of the final split."""
     start = time.perf_counter()
-    yield
-    self._seconds[part] += time.perf_counter() - start
+    try:
+      yield
+    finally:
+      self._seconds[part] += time.perf_counter() - start
 
-  def step(self, step: int, values: Mapping[str, float], wait_seconds: float) -> None:
+  def step(self, step: int, values: Mapping[str, float]) -> None:
     """One step's metrics; every `log_every_steps` they are written, with the rates since."""
+    self._step, now = step, time.perf_counter()
     self._progress.update(self._task, completed=step)
-    self._seconds["data wait"] = wait_seconds
     if step % self._config.log_every_steps and step != self._config.steps:
+      if now - self._told >= _ACCOUNT_SECONDS:
+        self.account()
       return
-    now = time.perf_counter()
-    figures = {**values, **self._rates(step, now, wait_seconds)}
+    self._told = now
+    figures = {**values, **self._rates(step, now)}
     named = {f"train/{name}": value for name, value in figures.items()}
     self.write(step, {**named, **self._account(now)})
     note = (
@@ -89,12 +98,13 @@ class Log:
     if self._writes and not self._console.is_terminal:
       self._console.print(f"step {step}/{self._config.steps}  {note}", highlight=False)
 
-  def _rates(self, step: int, now: float, wait_seconds: float) -> dict[str, float]:
+  def _rates(self, step: int, now: float) -> dict[str, float]:
     """Since the last call: pairs a second, share of time waiting for data, MFU where known.
 
     Compiling, evaluations and checkpoints do not count as time.
     """
     step_before, time_before, wait_before = self._window
+    wait_seconds = self._seconds["data wait"]
     now -= sum(self._seconds[part] for part in ("first step", "evaluation", "checkpoint"))
     self._window = (step, now, wait_seconds)
     steps, seconds = step - step_before, now - time_before
@@ -124,16 +134,38 @@ class Log:
     with _naming(self._path):
       self._lines.write(json.dumps({"step": step, **finite}) + "\n")
       self._lines.flush()
-    for name, value in values.items():
-      self._board.add_scalar(name, value, step)
+    for name, value in finite.items():
+      if value is not None:  # of which TensorBoard's writer prints a warning of its own
+        self._board.add_scalar(name, value, step)
 
-  def finish(self, step: int) -> dict[str, float]:
-    """Writes and tells where the wall time of the run went, in seconds, and returns it."""
-    account = self._account(time.perf_counter())
-    self.write(step, account)
+  def tell(self, text: str) -> None:
+    """A line for people."""
     if self._writes:
-      self._console.print(f"time: {goodput.sentence(account)}", highlight=False)
+      self._console.print(text, highlight=False)
+
+  def account(self) -> dict[str, float]:
+    """Writes where the wall time of the run went so far, in seconds, and returns it."""
+    self._told = time.perf_counter()
+    account = self._account(self._told)
+    self.write(self._step, account)
     return account
+
+  def finish(self) -> dict[str, float]:
+    """The same, told to people too, though the disk be full. Raises: OSError."""
+    try:
+      return self.account()
+    finally:
+      self.tell(f"time: {goodput.sentence(self._account(self._told))}")
+
+  def __enter__(self) -> "Log":
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    try:
+      with contextlib.suppress(*([OSError] if kind else [])):  # what ends the run is told already
+        self.finish()
+    finally:
+      self.close()
 
   def _account(self, now: float) -> dict[str, float]:
     return goodput.figures(self._before, {"total": now - self._started, **self._seconds})
@@ -159,6 +191,21 @@ def _progress_bar(console: rich.console.Console) -> rich.progress.Progress:
     console=console,
     disable=not console.is_terminal,
   )
+
+
+@contextlib.contextmanager
+def timed_after(workdir: pathlib.Path, part: str, console: rich.console.Console) -> Iterator[None]:
+  """Counts the seconds inside towards `part` of the account of a run whose log is closed."""
+  began = time.perf_counter()
+  try:
+    yield
+  finally:
+    seconds = time.perf_counter() - began
+    lines = [] if jax.process_index() else read(workdir)
+    if line := goodput.with_more(lines, part, seconds):
+      with contextlib.suppress(OSError), (workdir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+      console.print(f"time: {goodput.sentence(line)}", highlight=False)
 
 
 def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import math
 import os
 import pathlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -92,17 +92,20 @@ def machine() -> dict[str, str]:
 
 
 def finish(
-  workdir: pathlib.Path, page: pathlib.Path | None
+  workdir: pathlib.Path,
+  page: pathlib.Path | None,
+  stopped: Callable[[str], bool] | None = None,
 ) -> tuple[dict[str, Any], list[tasks.Result]]:
   """Evaluates the newest checkpoint of a workdir on the tasks of its config.
 
   All devices of all processes share the work. Writes `results.json` into the workdir, and the
   report to `page` where one is asked for. Of several processes all must call; the first writes.
+  Args: stopped, as of `tasks.run`; what that raises leaves both files as they were.
   Returns: what `results.json` holds, and the results themselves.
   """
   model = inference.load(workdir, sharding.make_mesh())
   config = model.config
-  results = tasks.run(model, config, tasks.ready(config))
+  results = tasks.run(model, config, tasks.ready(config), stopped)
   lines = metrics.read(workdir)
   facts: dict[str, Any] = {
     "name": config.name,

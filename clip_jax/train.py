@@ -3,8 +3,8 @@
 import contextlib
 import dataclasses
 import fcntl
+import math
 import pathlib
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,24 +17,23 @@ from clip_jax import (
   agreement,
   alarms,
   checkpoint,
+  common_stop,
   culprit,
+  evaluating,
   hosts,
-  inference,
   initial,
   metrics,
   parsing,
   sharding,
+  stopping,
   summary,
   train_step,
-  watchdog,
 )
 from clip_jax import config as config_lib
 from clip_jax.data import pipeline, records
 from clip_jax.data import tokenizer as tokenizer_lib
-from clip_jax.evaluation import encoding, tasks
+from clip_jax.evaluation import tasks
 from clip_jax.models import clip
-
-STUCK_SECONDS = 1800.0
 
 
 class TrainingError(RuntimeError):
@@ -47,121 +46,90 @@ def train(
   console: rich.console.Console,
   accept_changes: bool = False,
   experiment: pathlib.Path | None = None,
-  stuck_seconds: float = STUCK_SECONDS,
+  signals: stopping.Request | None = None,
+  begin: Callable[[str], None] = lambda _: None,
 ) -> bool:
   """Trains from the newest checkpoint of `workdir`, or from the start, to `config.steps`.
 
   Args: experiment, the file that the config is from, which several hosts then compare too;
-    stuck_seconds, the longest that the start, a step, a checkpoint or an evaluation may take before
-    the process ends itself (see `watchdog`).
+    signals, where the caller takes them already: from the restore on they are noted; begin, is told
+    what comes next, as `watchdog.watching` wants it.
   Returns: True when the last step is reached and saved; False when a signal ended the run early
     (its state is saved, and the same call continues).
-  Raises: TrainingError, CheckpointError, DataError, HostsError, ValueError, OSError.
+  Raises: TrainingError, CheckpointError, DataError, HostsError, ValueError, OSError; Stopped where
+    a signal comes while there is nothing to save.
   """
   began = time.perf_counter()
-  sources, evaluated = open_sources(config), tasks.ready(config)
-  agreement.of_hosts(config, experiment, sources, [task.source for task in evaluated], workdir)
-  mesh = sharding.make_mesh(config.mesh)
-  sharding.check_batch(config.data.batch_pairs, mesh, config.microbatches)
-  workdir.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
+    request = signals or stack.enter_context(stopping.requests())
+    sources, evaluated = open_sources(config), tasks.ready(config)
+    agreement.of_hosts(config, experiment, sources, [task.source for task in evaluated], workdir)
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(config.data.batch_pairs, mesh, config.microbatches)
+    workdir.mkdir(parents=True, exist_ok=True)
     stack.enter_context(_alone_in(workdir))
     tokenizer = workdir_tokenizer(config, sources, workdir)
-    stop = stack.enter_context(_stop_requests(console))
-    begin = stack.enter_context(watchdog.watching(stuck_seconds))
+    request.note(console.print)
+    begin("the start")
     checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.keep)
     stack.callback(checkpoints.close)
     newest = checkpoints.newest_meta()
     agreement.of_start(tokenizer, newest[0] if newest else None)
     page = agreement.page(config, sources, tokenizer)
     state, meta = _restore_or_init(config, mesh, checkpoints, newest, page, accept_changes)
-    start = done = int(state.step)
+    start = done = saved = int(state.step)
     console.print(summary.plan(config, mesh, sources, done))
     bad_records = pipeline.BadRecords(
       sources, config.data, meta["bad_records"], meta["seen_records"]
     )
     host = (jax.process_index(), jax.process_count())
     batches = pipeline.host_batches(config, sources, tokenizer, done, *host)
-    stream = pipeline.Prefetcher(batches, lambda b: _place(b, bad_records, stop, mesh), depth=2)
+    stream = pipeline.Prefetcher(batches, lambda b: _place(b, bad_records, request, mesh), depth=2)
     stack.callback(stream.close)
     a_pair = clip.training_flops_per_pair(config.model, config.optimizer.lock_image)
     suspects = culprit.suspects(config, state.params, sources, tokenizer)
-    log = metrics.Log(config, workdir, console, done, a_pair, began)
-    stack.callback(log.close)
-    watch = alarms.Alarms(config)
-    reader = _Reader(config, bad_records, checkpoints, log, stream, suspects, watch)
-    step_fn = train_step.make_train_step(config, mesh)
+    log = stack.enter_context(metrics.Log(config, workdir, console, done, a_pair, began))
+    reader = _Reader(config, bad_records, checkpoints, log, suspects, alarms.Alarms(config))
+    step_fn, stop = train_step.make_train_step(config, mesh), common_stop.CommonStop(request)
 
-    if _evaluation_due(config, start) and not _evaluated(workdir, start):
-      _evaluate(config, state, tokenizer, evaluated, log, begin)
+    def evaluate() -> bool:
+      return evaluating.on_the_way(config, state, tokenizer, evaluated, log, stop, begin)
+
+    over = False  # a host was asked to stop
+    if evaluating.due(config, start) and not evaluating.made(workdir, start):
+      over = not evaluate()
     previous: dict[str, jax.Array] | None = None
-    stopping = False
-    while done < config.steps and not stopping:
+    while done < config.steps and not over:
       begin(f"step {done + 1}")
-      batch = next(stream)
+      with log.time("data wait"):
+        batch = stop.batch(stream, done)
+      if batch is None:
+        break
       with log.time("first step" if done == start else "step"):
         state, current = step_fn(state, batch)
       done += 1
       if previous is not None:  # read while the device is busy with the step after it
-        stopping = reader.read(previous, done - 1)
+        over = reader.read(previous, done - 1)
       previous = current
       checkpoints.poll()
-      due = _evaluation_due(config, done)
-      if due:  # its line comes before its evaluation's, which may fail
-        stopping, previous = reader.read(current, done) or stopping, None
-      save = done % config.checkpoint.every_steps == 0 or done == config.steps or stopping
-      if save:
-        begin(f"the checkpoint of step {done}")
-        _save(state, page, bad_records, checkpoints, log)
-      if due and not stopping:
-        try:
-          _evaluate(config, state, tokenizer, evaluated, log, begin)
-        except encoding.EvaluationError:  # no step is lost by it
-          if not save:
-            _save(state, page, bad_records, checkpoints, log)
-          checkpoints.wait()
-          raise
+      due = evaluating.due(config, done)
+      if due or done % config.checkpoint.every_steps == 0:
+        over, previous = reader.read(current, done) or over, None  # what it counted is saved too
+        saved = _save(state, page, bad_records, checkpoints, log, begin)
+      if due and not over:
+        over = not evaluate()
     if previous is not None:
       reader.read(previous, done)
+    if saved < done:
+      _save(state, page, bad_records, checkpoints, log, begin)
     with log.time("checkpoint"):
       checkpoints.wait()
-    log.finish(done)
     if bad_records.counts()["bad_records"]:
       console.print(f"bad records replaced: {bad_records}")
   if done < config.steps:
-    console.print(f"stopped at step {done} and saved in {workdir}; the same command continues")
+    kept = f"and saved in {workdir}" if done else "with nothing to save"
+    console.print(f"stopped at step {done} {kept}; the same command continues")
   return done == config.steps
-
-
-def _evaluation_due(config: config_lib.Config, done: int) -> bool:
-  """Whether to evaluate after `done` steps; after the last of all `summary.finish` does."""
-  every = config.evaluation.every_steps
-  return 0 < done < config.steps and every > 0 and done % every == 0
-
-
-def _evaluated(workdir: pathlib.Path, step: int) -> bool:
-  """Whether the figures of that step are written, as the first process sees it."""
-  lines = metrics.read(workdir)
-  found = any(line["step"] == step and any("eval/" in k for k in line) for line in lines)
-  return bool(hosts.from_first(b"yes" if found else b""))
-
-
-def _evaluate(
-  config: config_lib.Config,
-  state: train_step.TrainState,
-  tokenizer: tokenizer_lib.Tokenizer,
-  evaluated: Sequence[tasks.Ready],
-  log: metrics.Log,
-  begin: Callable[[str], None],
-) -> None:
-  """Evaluates the weights of a step on all tasks, and logs the figures."""
-  step, results = int(state.step), list[tasks.Result]()
-  with log.time("evaluation"):
-    model = inference.Clip(config, state.params, tokenizer, batch_stats=state.batch_stats)
-    for task in evaluated:
-      begin(f"the evaluation of {task.name} after step {step}")
-      results += tasks.run(model, config, [task])
-  log.write(step, tasks.figures(results))
 
 
 def _save(
@@ -170,12 +138,17 @@ def _save(
   bad_records: pipeline.BadRecords,
   checkpoints: checkpoint.Checkpoints,
   log: metrics.Log,
-) -> None:
-  """Begins to write the checkpoint of a step."""
+  begin: Callable[[str], None],
+) -> int:
+  """Begins to write the checkpoint of a step whose metrics are read. Returns: its number."""
+  step = int(state.step)
+  begin(f"the checkpoint of step {step}")
   rest = {"step": state.step, "opt_state": state.opt_state, "guard": state.guard}
   with log.time("checkpoint"):
     facts = {**page, **bad_records.counts()}
-    checkpoints.save(int(state.step), state.params, rest, facts, state.batch_stats)
+    checkpoints.save(step, state.params, rest, facts, state.batch_stats)
+  log.account()  # with which a start from here goes on
+  return step
 
 
 @contextlib.contextmanager
@@ -267,41 +240,16 @@ def _restore_or_init(
   return initial.recast(state, config, mesh), restored.meta
 
 
-class _StopRequest:
-  """Whether this process was asked to stop, and by which signal."""
-
-  signal_name = ""
-
-
-@contextlib.contextmanager
-def _stop_requests(console: rich.console.Console) -> Iterator[_StopRequest]:
-  """SIGTERM and the first Ctrl-C ask the loop to save and end; a second Ctrl-C ends it at once."""
-  request = _StopRequest()
-
-  def handle(number: int, _: Any) -> None:
-    if request.signal_name and number == signal.SIGINT:
-      raise KeyboardInterrupt
-    request.signal_name = signal.Signals(number).name
-    console.print(f"{request.signal_name}: saving after the steps under way")
-
-  before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-  try:
-    yield request
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
-
-
 def _place(
   batch: dict[str, np.ndarray],
   bad_records: pipeline.BadRecords,
-  stop: _StopRequest,
+  request: stopping.Request,
   mesh: jax.sharding.Mesh,
 ) -> dict[str, jax.Array]:
   """This host's rows -> the global batch; the request to stop travels with it to every host."""
   bad_records.name(batch)
   arrays = {name: batch[name] for name in ("image", "tokens", "bad")}
-  arrays["stop"] = np.full_like(batch["bad"], bool(stop.signal_name))
+  arrays["stop"] = np.full_like(batch["bad"], bool(request.signal_name))
   return sharding.global_batch(arrays, mesh)
 
 
@@ -313,7 +261,6 @@ class _Reader:
   bad_records: pipeline.BadRecords
   checkpoints: checkpoint.Checkpoints
   log: metrics.Log
-  stream: pipeline.Prefetcher
   suspects: culprit.Suspects
   watch: alarms.Alarms
 
@@ -328,17 +275,29 @@ class _Reader:
     values = {name: float(value) for name, value in fetched.items()}
     logged = {name: v for name, v in values.items() if not name.startswith("first_not_finite")}
     logged["bad_records"] = self.bad_records.count(by_cause, self.config.data.batch_pairs)
-    self.log.step(step, logged, self.stream.wait_seconds)
+    self.log.step(step, logged)
     self.log.warn(step, self.watch.step(step, values))
+    finite = math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])
+    if values["skipped_in_row"] == 1 and not finite:
+      self.log.tell(f"warning: step {step} is not finite and changes nothing ({_both(values)})")
     if values["skipped_in_row"] >= self.config.optimizer.max_skipped_in_row:
       raise TrainingError(self._skipped(step, values))
     return values["stop"] > 0
 
   def _skipped(self, step: int, values: dict[str, float]) -> str:
+    failed = ""
+    try:
+      self.checkpoints.wait()  # for the one under way, which may be the last
+    except checkpoint.CheckpointError as error:
+      failed = f"; {error}"
     kept = self.checkpoints.saved_step
     return (
-      f"step {step}: {values['skipped_in_row']:.0f} steps in a row skipped (loss {values['loss']}, "
-      f"gradient norm {values['gradient_norm']}); {self.suspects.sentence(step, values)}; "
+      f"step {step}: {values['skipped_in_row']:.0f} steps in a row skipped ({_both(values)}); "
+      f"{self.suspects.sentence(step, values)}{failed}; "
       + (f"step {kept} is the last checkpoint" if kept else "there is no checkpoint yet")
       + ". Lower config.optimizer.learning_rate or look at the data, then start again"
     )
+
+
+def _both(values: dict[str, float]) -> str:
+  return f"loss {values['loss']}, gradient norm {values['gradient_norm']}"

@@ -6,6 +6,7 @@ of life (see `hosts.Watch`). A thread of its own still runs then, and can end th
 
 import contextlib
 import faulthandler
+import math
 import os
 import threading
 import time
@@ -16,7 +17,7 @@ STUCK = 42  # exit code: no progress; the same command continues from the newest
 
 @contextlib.contextmanager
 def watching(limit_seconds: float) -> Iterator[Callable[[str], None]]:
-  """While inside, the time between two calls of what it yields must not pass `limit_seconds`.
+  """Once what it yields was called, `limit_seconds` must not pass until it is called again.
 
   Past it, the stacks of all threads and a line that names the last call go to standard error, and
   the process ends with the exit code `STUCK`, without clean-up: a hanging thread would not let it.
@@ -25,7 +26,7 @@ def watching(limit_seconds: float) -> Iterator[Callable[[str], None]]:
   """
   if not limit_seconds > 0:
     raise ValueError(f"--stuck {limit_seconds:g}: want seconds, over 0")
-  since, what = time.monotonic(), "the start"
+  since, what = math.inf, ""
   over = threading.Event()
 
   def begin(following: str) -> None:

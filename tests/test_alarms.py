@@ -38,7 +38,8 @@ def test_a_healthy_run_is_silent():
 @pytest.mark.parametrize(
   ("changes", "name", "words"),
   [
-    ({"loss": math.log(256) * 0.995}, "blind_loss", "within 1% of 5.545"),
+    ({"loss": math.log(256) * 0.995}, "blind_loss", "5.517, no better .* than the 5.545 of"),
+    ({"loss": math.log(256) * 1.5}, "blind_loss", "the loss is 8.318, no better"),
     ({"logit_scale": 100.0}, "logit_scale_at_cap", "at its cap of 100"),
     ({"image_rank": 1.9}, "image_collapse", "the image embeddings fill few of their 64"),
     ({"text_rank": 0.0}, "text_collapse", r"effective rank 0\.0"),
@@ -55,6 +56,10 @@ def test_what_lasts_for_a_window_is_told_once_and_once_when_it_is_over(changes, 
   assert over == alarms.Alarm(name, False, f"step 500: {name.replace('_', ' ')}: over")
   assert _told(changes, range(900, 999), watch=watch) == []  # a window of its own
   assert len(_told(changes, range(999, 1000), watch=watch)) == 1
+
+
+def test_a_loss_that_is_clearly_better_is_silent():
+  assert _told({"loss": math.log(256) * 0.985}, range(1, 300)) == []
 
 
 def test_a_wide_embedding_collapses_to_a_hundredth_of_its_directions():

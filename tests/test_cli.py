@@ -1,6 +1,7 @@
 """The command line as a person or a program uses it."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -100,6 +101,18 @@ def test_a_broken_config_file_is_one_line(capsys, tmp_path):
     code, _, err = _run(capsys, "train", "--config", tmp_path / "c.py", "--workdir", tmp_path / "w")
     assert code == 2
     assert message in err
+
+
+def test_sigterm_in_the_start_says_that_it_can_start_again(capsys, tmp_path):
+  """Where the config file is executed: before sources are opened, and with nothing to save."""
+  text = "import os, signal\ndef get_config():\n  os.kill(os.getpid(), signal.SIG{})\n"
+  before = signal.getsignal(signal.SIGTERM)
+  for name, expected, words in (("TERM", 75, "SIGTERM: stopped before"), ("INT", 130, "interrup")):
+    (tmp_path / "c.py").write_text(text.format(name))
+    code, _, err = _run(capsys, "train", "--config", tmp_path / "c.py", "--workdir", tmp_path / "w")
+    assert (code, err.count("\n")) == (expected, 1)
+    assert err.startswith(words)
+  assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate", "paper", "classify", "embed"])

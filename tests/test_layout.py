@@ -38,6 +38,7 @@ LAYERS = (
     "json_lines",
     "listening",
     "rounding",
+    "stopping",
     "watchdog",
   ),
   (
@@ -118,6 +119,7 @@ LAYERS = (
   ),
   (
     "agreement",
+    "common_stop",
     "culprit",
     "evaluation.embedding_map",
     "evaluation.overlap.search",
@@ -164,6 +166,7 @@ LAYERS = (
     "interop.verify",
     "summary",
   ),
+  ("evaluating",),
   (
     "evaluation.paper.run",
     "studies",
@@ -307,7 +310,9 @@ TESTED_WITH = {
   "models.clip": "models",
   "models.presets": "models",
   "culprit": "train",
+  "evaluating": "train",
   "goodput": "metrics",
+  "stopping": "cli",
   "summary": "train",
   "ring": "losses",
   "evaluation.stress.noise_and_blur": "corruptions",

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -109,6 +110,14 @@ def _leaves(workdir):
   return last, meta["leaves"]
 
 
+def _counts(workdir):
+  """What the newest checkpoint says of bad records: by cause, and of how many."""
+  checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
+  _, meta = checkpoints.newest_meta()
+  checkpoints.close()
+  return meta["bad_records"], meta["seen_records"]
+
+
 def _history(workdir):
   """{step: (loss, gradient norm)} as written."""
   lines = [line for line in metrics.read(workdir) if "train/loss" in line]
@@ -134,6 +143,9 @@ def test_a_finished_run_leaves_everything(unbroken):
   assert results["step"] == STEPS
   assert 0 <= results["figures"]["eval/d/top1"] <= 1
   assert "<html" in (unbroken / "report.html").read_text()
+  assert _counts(unbroken) == ({}, STEPS * 16)
+  account = [line for line in metrics.read(unbroken) if "seconds/total" in line][-1]
+  assert account["seconds/evaluation"] > 0  # the last is the only one
   assert list((unbroken / "tensorboard").glob("events*"))
 
 
@@ -153,6 +165,7 @@ def test_killed_twice_and_stopped_and_resumed_is_bit_for_bit_the_same(
       saved = _leaves(workdir)[0]
       assert step <= saved  # the steps under way too: none is lost
       assert max(_history(workdir)) == saved
+      assert _counts(workdir) == ({}, saved * 16)
     else:
       assert process.returncode == -signal.SIGKILL, output
   process = _start(experiment, workdir)
@@ -166,6 +179,7 @@ def test_killed_twice_and_stopped_and_resumed_is_bit_for_bit_the_same(
   drill(20, losses=len(theirs[1]), losses_differing=wrong)
   assert _leaves(workdir) == _leaves(unbroken)
   assert ours == theirs
+  assert _counts(workdir) == _counts(unbroken)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -325,6 +339,115 @@ def test_an_evaluation_that_was_made_is_not_made_again(trained, tmp_path, monkey
   assert _history(tmp_path) == _history(unbroken)
 
 
+def test_bad_records_count_the_same_over_a_restart(config, tmp_path, monkeypatch):
+  """Every checkpoint has those of its own step too: R3, exact."""
+  config = dataclasses.replace(_short(config), checkpoint=c.Checkpoint(every_steps=2))
+  read, place, calls = pipeline.scenes.Scenes.__getitem__, train._place, itertools.count(1)
+
+  def getitem(self, index):
+    if index % 7 == 0:
+      raise OSError("gone")
+    return read(self, index)
+
+  def failing(*given):
+    if next(calls) > 5:
+      raise _Gone
+    return place(*given)
+
+  monkeypatch.setattr(pipeline.scenes.Scenes, "__getitem__", getitem)
+  assert _run(config, tmp_path / "whole")
+  monkeypatch.setattr(train, "_place", failing)
+  with pytest.raises(_Gone):
+    _run(config, tmp_path / "broken")
+  bad, seen = _counts(tmp_path / "broken")
+  assert (seen, bad["storage"] > 0) == (4 * 16, True)
+  monkeypatch.setattr(train, "_place", place)
+  assert _run(config, tmp_path / "broken")
+  assert _counts(tmp_path / "broken") == _counts(tmp_path / "whole")
+  assert _counts(tmp_path / "whole")[1] == 6 * 16
+
+
+def test_sigterm_in_an_evaluation_is_served_between_two_batches(trained, tmp_path, monkeypatch):
+  """Its step is saved already; the next start makes the whole evaluation."""
+  config, unbroken = trained
+  config = _evaluating(config, 4)
+  config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, batch=2))
+  encode, save, calls = inference.Clip.encode_image, checkpoint.Checkpoints.save, []
+
+  def saved(checkpoints, step, *given):
+    calls.append(f"saved {step}")
+    save(checkpoints, step, *given)
+
+  def asked(model, images):
+    calls.append(f"{len(images)} images")
+    os.kill(os.getpid(), signal.SIGTERM)
+    return encode(model, images)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint.Checkpoints, "save", saved)
+    patch.setattr(inference.Clip, "encode_image", asked)
+    assert not _run(config, tmp_path)
+  assert calls == ["saved 4", "2 images"]  # of eight
+  assert _leaves(tmp_path)[0] == max(_history(tmp_path)) == 4
+  evaluated = _watched_evaluations(monkeypatch)
+  assert _run(config, tmp_path)
+  assert evaluated == [4]
+  assert _leaves(tmp_path) == _leaves(unbroken)
+  assert _history(tmp_path) == _history(unbroken)
+
+
+def test_sigterm_in_a_wait_for_data_saves_what_is_done(trained, tmp_path, monkeypatch):
+  config, unbroken = trained
+  _stalling(monkeypatch, 4)
+  assert not _run(config, tmp_path)
+  saved = _leaves(tmp_path)[0]
+  assert 1 <= saved == max(_history(tmp_path)) <= 3
+  monkeypatch.undo()
+  assert _run(config, tmp_path)
+  assert _leaves(tmp_path) == _leaves(unbroken)
+
+
+def _stalling(monkeypatch, number):
+  """Of its batch of that number on the storage gives nothing; then comes SIGTERM. Returns: when."""
+  place, close = train._place, pipeline.Prefetcher.close
+  calls, sent, released = itertools.count(1), [], threading.Event()
+
+  def stalls(*given):
+    if next(calls) == number:
+      sent.append(time.monotonic())
+      os.kill(os.getpid(), signal.SIGTERM)
+      assert released.wait(60)
+    return place(*given)
+
+  def closing(stream):
+    released.set()
+    close(stream)
+
+  monkeypatch.setattr(train, "_place", stalls)
+  monkeypatch.setattr(pipeline.Prefetcher, "close", closing)
+  return sent
+
+
+def test_sigterm_in_the_last_evaluation(experiment, trained, tmp_path, monkeypatch):
+  """The watchdog looks at it too. Training is over: the same command evaluates."""
+  copied, seen = tmp_path / "copy", []
+  shutil.copytree(trained[1], copied)
+  words = ["train", "--config", str(experiment), "--workdir", str(copied), "--processes", "1"]
+
+  def asked(model, images):
+    seen.extend(thread.name for thread in threading.enumerate() if thread.name == "watchdog")
+    os.kill(os.getpid(), signal.SIGTERM)
+    return np.tile(np.eye(1, 8, dtype=np.float32), (len(images), 1))
+
+  monkeypatch.setattr(inference.Clip, "encode_image", asked)
+  small = "--config.evaluation.batch=64"
+  assert cli.main([*words, "--config.steps=6", small]) == hosts.UNFINISHED
+  assert seen == ["watchdog"]
+  assert not (copied / "results.json").exists()
+  account = metrics.read(copied)[-1]
+  assert account["seconds/evaluation"] > 0
+
+
 def test_a_finished_workdir_trains_no_more(trained):
   config, workdir = trained
   before = _leaves(workdir)
@@ -391,10 +514,10 @@ def test_not_finite_for_too_long_ends_the_run(config, tmp_path, monkeypatch, dri
     return arrays
 
   monkeypatch.setattr(train, "_place", poisoned)
-  with pytest.raises(
-    train.TrainingError, match=r"10 steps in a row skipped.*is the last"
-  ) as caught:
-    _run(config, tmp_path)
+  monkeypatch.setattr(checkpoint.Checkpoints, "poll", lambda _: None)  # the last is still written
+  told = io.StringIO()
+  with pytest.raises(train.TrainingError, match="10 steps in a row skipped") as caught:
+    train.train(config, tmp_path, rich.console.Console(file=told, width=200))
   source, record = seen[16]  # of step 17, the tenth
   where = train.open_sources(config)[source].locate(record)
   pairs = config.data.batch_pairs
@@ -403,7 +526,11 @@ def test_not_finite_for_too_long_ends_the_run(config, tmp_path, monkeypatch, dri
   checkpoints = checkpoint.Checkpoints(tmp_path, read_only=True)
   last = checkpoints.steps()[-1]
   checkpoints.close()
-  assert last >= 5
+  assert last == 15
+  assert f"; step {last} is the last checkpoint. " in str(caught.value)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(inference.load(tmp_path).params))
+  assert "warning: step 8 is not finite and changes nothing (loss nan" in told.getvalue()
+  assert re.search("time: .*% redone", told.getvalue())
   lost = [line for line in metrics.read(tmp_path) if line.get("train/loss", 0) is None]
   assert len(lost) == 10
   drill(16, most_steps=len(lost))

@@ -48,6 +48,8 @@ def test_progress_goes_on_past_the_limit(monkeypatch):
   monkeypatch.setattr(watchdog, "time", types.SimpleNamespace(monotonic=clock))
   monkeypatch.setattr(watchdog, "_end", lambda what: ended.set())
   with watchdog.watching(0.02) as begin:
+    now[0] += 100.0  # before the first call there is no limit
+    looks.acquire(timeout=60)
     for step in range(20):
       now[0] += 0.018
       looks.acquire(timeout=60)

@@ -277,9 +277,15 @@ class Prefetcher:
     return self
 
   def __next__(self) -> Any:
+    return self.take(lambda: False)
+
+  def take(self, stopped: Callable[[], bool]) -> Any | None:
+    """The next batch; None where `stopped`, asked every second of the wait, says so."""
     start = time.perf_counter()
-    batch, error = self._get(start)
-    self.wait_seconds += time.perf_counter() - start
+    try:
+      batch, error = self._get(start, stopped)
+    finally:
+      self.wait_seconds += time.perf_counter() - start
     if not self._workers:
       self._ended_workers()  # from here on they are known
     if error is None:
@@ -290,7 +296,7 @@ class Prefetcher:
       raise DataError(f"{ended}; the loader says: {error}") from error
     raise error
 
-  def _get(self, start: float) -> tuple[Any, BaseException | None]:
+  def _get(self, start: float, stopped: Callable[[], bool]) -> tuple[Any, BaseException | None]:
     """Waits for what the thread hands on. Raises: DataError where nothing more will come."""
     told, ended_since = False, math.inf
     while True:
@@ -300,6 +306,8 @@ class Prefetcher:
         return self._queue.get(timeout=max(0.0, pause))
       except queue.Empty:
         waited = time.perf_counter() - start
+      if stopped():
+        return None, None
       if waited >= self._stall_seconds:
         said = storage.failures.newest()  # of threads; worker processes have logged theirs
         why = f"; a store's last answer: {said}" if said else ""

@@ -1,5 +1,6 @@
 """Records and texts -> embeddings in bounded chunks: what the evaluations have in common."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar, cast
@@ -7,7 +8,7 @@ from typing import Any, Protocol, TypeVar, cast
 import jax
 import numpy as np
 
-from clip_jax import hosts
+from clip_jax import hosts, stopping
 from clip_jax.data import records
 
 _T = TypeVar("_T")
@@ -38,6 +39,39 @@ class Model(Protocol):
 
   def encode_text(self, texts: Any, truncate: bool = False) -> np.ndarray:
     """N strings, or what `tokens` made of them, -> unit-norm float32 [N, E]. Raises: as it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stoppable:
+  """A model that asks before every batch whether to go on (rule R10: SIGTERM in an evaluation).
+
+  `stopped` may be a collective: all processes ask equally often. Raises: stopping.Stopped.
+  """
+
+  model: Model
+  stopped: Callable[[], bool]
+
+  @property
+  def logit_scale(self) -> float:
+    return self.model.logit_scale
+
+  def fit(self, image: Any) -> np.ndarray:
+    return self.model.fit(image)
+
+  def tokens(self, texts: list[str], truncate: bool = False) -> Any:
+    return self.model.tokens(texts, truncate)
+
+  def encode_image(self, images: np.ndarray) -> np.ndarray:
+    self._look()
+    return self.model.encode_image(images)
+
+  def encode_text(self, texts: Any, truncate: bool = False) -> np.ndarray:
+    self._look()
+    return self.model.encode_text(texts, truncate)
+
+  def _look(self) -> None:
+    if self.stopped():
+      raise stopping.Stopped("asked to stop in an evaluation")
 
 
 class FeatureModel(Model, Protocol):

@@ -1,7 +1,8 @@
 """The tasks of a run's config -> their results."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 from clip_jax import config as config_lib
 from clip_jax.data import pipeline, records
@@ -65,13 +66,23 @@ def _ready(task: config_lib.Task, config: config_lib.Config) -> Ready:
   return Ready(task, source, dataclasses.replace(prompt_set, classes=classes))
 
 
-def run(model: encoding.Model, config: config_lib.Config, opened: Sequence[Ready]) -> list[Result]:
+def run(
+  model: encoding.Model,
+  config: config_lib.Config,
+  opened: Sequence[Ready],
+  stopped: Callable[[str], bool] | None = None,
+) -> list[Result]:
   """Evaluates `model` on the first `limit` records of each task, by its dataset's metric.
 
+  Args: stopped, is asked before every batch, with the task's name; by all processes equally often.
   Raises: EvaluationError naming the record or text that cannot be evaluated, or the metric that
-    these records do not have (ROC AUC where all are of one class).
+    these records do not have (ROC AUC where all are of one class); stopping.Stopped.
   """
-  return [_run(model, task, config.evaluation.batch) for task in opened]
+  out = []
+  for task in opened:
+    asking = stopped and encoding.Stoppable(model, functools.partial(stopped, task.name))
+    out.append(_run(asking or model, task, config.evaluation.batch))
+  return out
 
 
 def _run(model: encoding.Model, opened: Ready, batch: int) -> Result:

@@ -75,6 +75,7 @@ def _compare(run, unbroken, row, drill, **more):
   drill(row, runs=1, leaves=len(theirs[1]), differing=differing, **more)
   drill(row, losses=STEPS, losses_differing=wrong)
   assert ours == theirs
+  assert test_train._counts(run.workdir) == test_train._counts(unbroken.workdir)
   assert wrong == 0
 
 

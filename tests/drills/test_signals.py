@@ -83,6 +83,7 @@ PHASES = {
   "restore": lambda m: _at_call(m, checkpoint.Checkpoints, "restore_latest", 1, 0.0),
   "compilation": _in_the_compilation,
   "step": lambda m: _at_call(m, train._Reader, "read", 3, 0.0),
+  "data wait": lambda m: test_train._stalling(m, 3),
   "evaluation": lambda m: _at_call(m, tasks, "run", 1, 0.02),
   "save": lambda m: _at_call(m, checkpoint.Checkpoints, "save", 1, 0.0),
   "wait for a save": lambda m: _at_call(m, checkpoint.Checkpoints, "wait", 1, 0.0),
@@ -100,13 +101,42 @@ def test_sigterm_in_each_phase(config, unbroken, tmp_path, phase, drill):
     assert not test_train._run(config, tmp_path), "it was not asked to stop, or went on"
     seconds = time.monotonic() - sent[0]
   saved.append(test_train._leaves(tmp_path)[0])
-  assert saved[0] < saved[1] < STEPS
-  lost = max(test_train._history(tmp_path)) - saved[1]
+  assert saved[0] + (phase != "restore") <= saved[1] < STEPS
+  lost = max(test_train._history(tmp_path)) - saved[1]  # of steps that were done
   drill(18, stops=2, lost=lost, most_seconds=seconds)
   assert lost == 0
   assert test_train._run(config, tmp_path)
   assert test_train._leaves(tmp_path) == test_train._leaves(unbroken)
   assert test_train._history(tmp_path) == test_train._history(unbroken)
+
+
+# From its eighth batch on the storage of every host gives nothing.
+STALLS = """
+import threading
+from clip_jax import train
+
+place, batches = train._place, []
+
+def stalls(*given):
+  batches.append(1)
+  if len(batches) > 7:
+    threading.Event().wait()
+  return place(*given)
+
+train._place = stalls
+"""
+
+
+def test_sigterm_to_one_of_two_hosts_that_wait_for_data(tmp_path, drill):
+  run = test_hosts.Run(
+    tmp_path, 2, 1, "--config.evaluation.every_steps=0", text=STALLS + test_hosts.EXPERIMENT
+  )
+  run.wait_for(lambda: run.workdir.is_dir() and 6 in run.series("train/loss"))
+  start = time.monotonic()
+  run.processes[1].send_signal(signal.SIGTERM)
+  assert run.wait() == [hosts.UNFINISHED] * 2, run.text()
+  drill(18, stops=1, lost=0, most_seconds=time.monotonic() - start)
+  assert test_train._leaves(run.workdir)[0] == max(run.series("train/loss")) == 7
 
 
 def _start(experiment, workdir, *more):

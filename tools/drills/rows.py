@@ -212,7 +212,10 @@ _TRAINING = (
       *_in("test_hosts", "test_sigterm_on_one_host_saves_on_all"),
     ),
     N=(
-      *_in("drills/test_signals", "test_sigterm_in_each_phase"),
+      *_in(
+        "drills/test_signals", "test_sigterm_in_each_phase",
+        "test_sigterm_to_one_of_two_hosts_that_wait_for_data",
+      ),
       *_in("drills/test_phases", "test_sigterm_in_each_phase_of_two_hosts"),
     ),
   ),
