@@ -1,11 +1,14 @@
 """Data prepared on Ray's own local cluster: the same bytes, failures told, nothing left."""
 
+import gc
 import importlib.util
 import pathlib
 import signal
 import tempfile
 import time
+import warnings
 
+import network_seal
 import pytest
 import trees
 from test_prepare_parallel import _Task
@@ -17,6 +20,23 @@ pytestmark = [
   pytest.mark.filterwarnings("default"),  # theirs to keep
   pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def what_ray_leaves_to_be_collected():
+  """It never waits for its processes, of which Python warns wherever it comes upon them."""
+  yield
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_asked_but_the_machine_for_its_cloud():
+  """Ray looks at the address at which each cloud tells a machine that it is one of its own."""
+  yield
+  told = network_seal.attempts()
+  assert all("'169.254.169.254'" in line or "'metadata.google.internal'" in line for line in told)
 
 
 def _folders() -> set[str]:

@@ -29,7 +29,8 @@ def engine(address: str, workers: int) -> Iterator[Engine]:
   """An engine. `address` is a cluster's, "auto", or "local" for one that is started here, with so
   many workers, and ended with all that it has written of its own.
 
-  Nothing is reported to Ray's makers. The cluster that is started has no dashboard, and a secret
+  Nothing is reported to Ray's makers; Ray asks the machine at its clouds' own addresses which cloud
+  it is in. The cluster that is started has no dashboard, and a secret
   of its own: Ray listens to the whole network, and obeys whoever may talk to it. (Of another
   cluster its own settings count.) SIGKILL of this process leaves two of Ray's own processes for
   a minute or so, and its temporary folder. Raises: PrepareError when Ray or the cluster is not
