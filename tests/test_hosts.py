@@ -157,7 +157,7 @@ def alone(tmp_path_factory):
 def two(tmp_path_factory):
   """The same in two processes of two devices, weights sharded over all; SIGTERM to the second."""
   run = Run(tmp_path_factory.mktemp("two"), 2, 2, "--config.mesh.fsdp=4")
-  run.wait_for(lambda: 8 in run.checkpoints())
+  run.wait_for(lambda: 8 in run.figures())  # its evaluation is done, which SIGTERM would break off
   began = time.monotonic()
   run.processes[1].send_signal(signal.SIGTERM)
   assert run.wait() == [hosts.UNFINISHED] * 2, run.text()

@@ -36,7 +36,7 @@ def _wanted(section="options", key="install_requires"):
 
 def test_the_lock_files_are_those_that_are_installed():
   names = [lock.name for lock in LOCKS]
-  ends = ("-build", "-interop", "-test", "-tpu", "")
+  ends = ("-build", "-cluster", "-interop", "-remote", "-test", "-tpu", "")
   assert names == [f"requirements{end}.lock" for end in ends]
   installed = re.findall(r"--require-hashes --requirement (\S+)", (ROOT / "Makefile").read_text())
   assert sorted(installed) == names
