@@ -32,6 +32,7 @@ from clip_jax.data.tokenizer import Tokenizer
 _TRANSFORM_VERSION = 1
 _STALL_SECONDS = 600.0  # a loader that gives nothing for this long is taken for dead
 _SLOW_SECONDS = 10.0  # after which people are told of a wait
+_LOOK_SECONDS = 0.2  # between looks at the worker processes; their start takes longer
 _LAST_WORDS_SECONDS = 5.0  # that an error of a worker may need to get here after the worker ended
 _log = logging.getLogger(__name__)
 
@@ -286,8 +287,7 @@ class Prefetcher:
       batch, error = self._get(start, stopped)
     finally:
       self.wait_seconds += time.perf_counter() - start
-    if not self._workers:
-      self._ended_workers()  # from here on they are known
+    self._ended_workers()  # for all of them to be known before one ends
     if error is None:
       return batch
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
@@ -301,7 +301,7 @@ class Prefetcher:
     told, ended_since = False, math.inf
     while True:
       waited = time.perf_counter() - start
-      pause = min(1.0, self._stall_seconds - waited, self._slow_seconds)
+      pause = min(_LOOK_SECONDS, self._stall_seconds - waited, self._slow_seconds)
       try:
         return self._queue.get(timeout=max(0.0, pause))
       except queue.Empty:
