@@ -117,6 +117,15 @@ def test_a_file_cut_anywhere_is_an_error_that_names_the_byte(tmp_path):
     _open(path)
 
 
+def test_more_rows_than_bytes_are_an_error_at_the_start(tmp_path):
+  """Arrow would take memory for them: columns of nulls, whose number alone is written."""
+  columns = {"jpg": pa.nulls(100_000, pa.binary()), "txt": ["a"] * 100_000}
+  path = _write(tmp_path / "a.parquet", columns, group=100_000)
+  told = r"its footer at byte [\d,]+ is damaged \(it says 100,000 rows, of a file of [\d,]+ bytes\)"
+  with pytest.raises(RecordError, match=told):
+    _open(path)
+
+
 def test_a_piece_that_is_missing_in_the_middle_is_an_error_of_the_records_that_lie_there(tmp_path):
   path = _write(tmp_path / "a.parquet", _table(0, 6))
   whole, expected = path.read_bytes(), list(_open(path))

@@ -189,9 +189,9 @@ def _metadata(file: storage.File, footer: bytes) -> Any:
   try:
     metadata = pyarrow.parquet.read_metadata(pyarrow.BufferReader(_MAGIC + footer))
     metadata.schema.to_arrow_schema()
-    for group in range(metadata.num_row_groups):
-      if metadata.row_group(group).num_rows < 0:
-        raise ValueError(f"row group {group} has fewer than no rows")
+    counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    if min(counts, default=0) < 0 or sum(counts) > file.size:  # Arrow takes memory for so many
+      raise ValueError(f"it says {sum(counts):,} rows, of a file of {file.size:,} bytes")
   except Exception as error:  # Arrow raises OSError, ValueError and its own for damage
     at = file.size - len(footer)
     raise RecordError(
