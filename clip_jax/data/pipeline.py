@@ -6,6 +6,7 @@ whatever the number of hosts, workers and restarts. There is no position to save
 
 import collections
 import contextlib
+import ctypes
 import dataclasses
 import errno
 import functools
@@ -264,6 +265,8 @@ class Prefetcher:
           return
       raise RuntimeError("the loader ended, though training data repeats without end")
     except BaseException as error:  # carried to the consumer, which ends the run
+      # Kept for ever: its end may wait for a lock that a killed worker had.
+      ctypes.pythonapi.Py_IncRef(ctypes.py_object(batches))
       self._put((None, error))
 
   def _put(self, item: tuple[Any, BaseException | None]) -> None:
