@@ -101,7 +101,7 @@ def test_sigterm_in_each_phase(config, unbroken, tmp_path, phase, drill):
     assert not test_train._run(config, tmp_path), "it was not asked to stop, or went on"
     seconds = time.monotonic() - sent[0]
   saved.append(test_train._leaves(tmp_path)[0])
-  assert saved[0] + (phase != "restore") <= saved[1] < STEPS
+  assert saved[0] <= saved[1] < STEPS  # equal where it came before another step was begun
   lost = max(test_train._history(tmp_path)) - saved[1]  # of steps that were done
   drill(18, stops=2, lost=lost, most_seconds=seconds)
   assert lost == 0
