@@ -81,27 +81,23 @@ evaluations: prepare ## train three small models on them and evaluate them, all 
 	  $(BIN)/clip-jax train --config experiments/$$name.py --workdir runs/$$name || exit 1; done
 	$(BIN)/python tools/evaluations.py
 
+COMPILE := $(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url \
+  --no-emit-find-links --no-annotate --no-header --strip-extras
+
 lock: $(VENV)/test-installed ## write the lock files anew from setup.cfg
 	$(INSTALL) pip-tools==7.6.2
-	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --no-annotate --no-header --strip-extras --output-file requirements.lock setup.cfg
-	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --no-annotate --no-header --strip-extras --allow-unsafe \
+	$(COMPILE) --output-file requirements.lock setup.cfg
+	$(COMPILE) --allow-unsafe \
 	  --only-build-deps --build-deps-for editable --output-file requirements-build.lock pyproject.toml
-	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --no-annotate --no-header --strip-extras --constraint requirements.lock \
+	$(COMPILE) --constraint requirements.lock \
 	  --output-file requirements-test.lock requirements-test.in
-	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --no-annotate --no-header --strip-extras --constraint requirements.lock \
+	$(COMPILE) --constraint requirements.lock \
 	  --output-file requirements-tpu.lock requirements-tpu.in
-	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --no-annotate --no-header --strip-extras --constraint requirements.lock \
+	$(COMPILE) --constraint requirements.lock \
 	  --output-file requirements-cluster.lock requirements-cluster.in
-	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --no-annotate --no-header --strip-extras --constraint requirements.lock \
+	$(COMPILE) --constraint requirements.lock \
 	  --output-file requirements-remote.lock requirements-remote.in
-	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --no-annotate --no-header --strip-extras --constraint requirements.lock \
+	$(COMPILE) --constraint requirements.lock \
 	  --allow-unsafe --constraint requirements-test.lock --output-file requirements-interop.lock requirements-interop.in
 
 clean: ## remove the environment and the caches, not the runs

@@ -57,8 +57,11 @@ def sentence(line: Mapping[str, Any]) -> str:
   total = account.pop("total")
   other = total - sum(account.values())
   shares = sorted((*account.items(), ("other", other)), key=lambda part: -part[1])
-  told = lambda part, s: s / total >= 0.005 or part == "redone"  # noqa: E731
-  words = [f"{s / total:.0%} {part}" for part, s in shares if total and told(part, s)]
+  words = [
+    f"{seconds / total:.0%} {part}"
+    for part, seconds in shares
+    if total and (seconds / total >= 0.005 or part == "redone")
+  ]
   return f"{total:,.0f} s: {', '.join(words)}"
 
 

@@ -33,7 +33,7 @@ from clip_jax.data.tokenizer import Tokenizer
 _TRANSFORM_VERSION = 1
 _STALL_SECONDS = 600.0  # a loader that gives nothing for this long is taken for dead
 _SLOW_SECONDS = 10.0  # after which people are told of a wait
-_LOOK_SECONDS = 0.2  # between looks at the worker processes; their start takes longer
+_FIRST_LOOKS_SECONDS = 0.2  # between looks at worker processes that start, which takes longer
 _LAST_WORDS_SECONDS = 5.0  # that an error of a worker may need to get here after the worker ended
 _log = logging.getLogger(__name__)
 
@@ -252,6 +252,7 @@ class Prefetcher:
     self.wait_seconds = 0.0  # spent in next(), in total
     self._queue: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
     self._stall_seconds, self._slow_seconds = stall_seconds, slow_seconds
+    self._look_seconds = _FIRST_LOOKS_SECONDS
     self._workers: dict[int | None, multiprocessing.process.BaseProcess] = {}
     self._closed = threading.Event()
     self._thread = threading.Thread(target=self._fill, args=(batches, place), daemon=True)
@@ -291,6 +292,7 @@ class Prefetcher:
     finally:
       self.wait_seconds += time.perf_counter() - start
     self._ended_workers()  # for all of them to be known before one ends
+    self._look_seconds = 1.0
     if error is None:
       return batch
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
@@ -304,7 +306,7 @@ class Prefetcher:
     told, ended_since = False, math.inf
     while True:
       waited = time.perf_counter() - start
-      pause = min(_LOOK_SECONDS, self._stall_seconds - waited, self._slow_seconds)
+      pause = min(self._look_seconds, self._stall_seconds - waited, self._slow_seconds)
       try:
         return self._queue.get(timeout=max(0.0, pause))
       except queue.Empty:
